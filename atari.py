@@ -1,0 +1,135 @@
+"""The Atari games as every script here plays them, through ale-py's own vector environment.
+
+One setting for pre-training, training and evaluation, in one place, because the three must agree: grey, 84x84, frame skip 4 with
+max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 30 no-ops and FIRE at the start of a game. All
+of that happens in ale-py's C++ threads.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from storage import InputError
+
+gym.register_envs(ale_py)
+
+OBSERVATION_SHAPE = (4, 84, 84)  # uint8: frames, height, width
+MAX_FRAMES_PER_GAME = 108_000  # emulator frames: half an hour of play (Machado et al. 2018, section 3.1)
+
+
+def game_name(env_id: str) -> str:
+    """The bare name of a game, which is also its folder's: "ALE/Pong-v5" -> "Pong".
+
+    Raises:
+        InputError: not the id of an Atari game in Gymnasium; the sentence names the nearest ones.
+    """
+    games = {id.removeprefix("ALE/").removesuffix("-v5"): id for id in gym.registry if re.fullmatch(r"ALE/\w+-v5", id)}
+    match = re.fullmatch(r"ALE/(\w+)-v5", env_id)
+    if match and match[1] in games:
+        return match[1]
+    bare = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", env_id)
+    if bare in games:
+        raise InputError(f"--env-id {env_id}: this project uses Gymnasium's present ids; write --env-id {games[bare]}.")
+    near = [games[name] for name in difflib.get_close_matches(bare, games, cutoff=0.4)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "an example of a known one is ALE/Pong-v5."
+    raise InputError(f"--env-id {env_id}: no such Atari game; {hint}")
+
+
+def make_envs(
+    env_id: str,
+    num_envs: int,
+    repeat_action_probability: float = 0.0,
+    life_loss_info: bool = False,
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME,
+) -> gym.vector.VectorEnv:
+    """`num_envs` games of `env_id` side by side; observations uint8 (num_envs, 4, 84, 84), rewards int32 (num_envs,) raw.
+
+    - `repeat_action_probability`: 0.0 is the paper's (NoFrameskip-v4); Gymnasium's own default for the v5 ids is 0.25.
+    - `life_loss_info`: report a lost life as `terminated` while the game goes on, which is what "episodic life" means in the Atari
+      literature. (ale-py's `episodic_life` starts the game anew at each lost life: a second life would never be seen.)
+    - SAME_STEP: a finished game's last step already returns the next game's first observation, as PPO's bookkeeping
+      assumes; the old game's last one is in `info["final_obs"]`, only valid in the rows that really ended.
+    """
+    return gym.make_vec(
+        env_id,
+        num_envs=num_envs,
+        repeat_action_probability=repeat_action_probability,
+        life_loss_info=life_loss_info,
+        reward_clipping=False,  # scores stay raw; a script that wants clipped rewards clips them itself
+        max_num_frames_per_episode=max_frames_per_game,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+
+
+def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:
+    """One well-mixed seed per environment, (num_envs,) int64, from e.g. `seed, stream number, steps done so far`.
+
+    `reset(seed=1)` would seed 1, 2, 3, ... so that the runs with seeds 1 and 2 would share all games but one.
+    """
+    return (np.random.SeedSequence(entropy).generate_state(num_envs) >> 1).astype(np.int64)  # below 2**31, as ALE needs
+
+
+class GameTracker:
+    """Keeps the raw score of whole games, through lost lives.
+
+    A lost life is `terminated` with fewer lives than before. When a game is over, `lives` is already the new game's, so it is not fewer.
+    Pong and its like have no lives (always 0).
+    """
+
+    def __init__(self, lives: np.ndarray):
+        """`lives`: `info["lives"]` of the reset, (num_envs,)."""
+        self.lives = lives.copy()
+        self.returns = np.zeros(len(lives), dtype=np.int64)
+        self.lengths = np.zeros(len(lives), dtype=np.int64)
+
+    def step(
+        self, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, lives: np.ndarray
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Take in one step of all environments, each argument (num_envs,).
+
+        Returns:
+            game_over (num_envs,) bool, and for each game that is over, in the order of environments, its raw score and its length in
+            agent steps.
+        """
+        self.returns += rewards
+        self.lengths += 1
+        game_over = truncated | (terminated & (lives >= self.lives))
+        finished = [(int(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(game_over)]
+        self.returns[game_over] = 0
+        self.lengths[game_over] = 0
+        self.lives = lives.copy()
+        return game_over, finished
+
+
+def play_games(
+    act: Callable[[np.ndarray], np.ndarray],
+    env_id: str,
+    num_games: int,
+    seed: int,
+    repeat_action_probability: float = 0.0,
+    max_num_envs: int = 8,
+) -> list[tuple[int, int]]:
+    """Play `num_games` whole games and return the raw score and the length in agent steps of each.
+
+    `act` maps uint8 (B, 4, 84, 84) to actions (B,). How many games each environment plays is fixed beforehand (no two differ by more
+    than one), so that short games are not counted more often than long ones.
+    """
+    num_envs = min(num_games, max_num_envs)
+    quota = np.array([len(part) for part in np.array_split(np.arange(num_games), num_envs)])
+    envs = make_envs(env_id, num_envs, repeat_action_probability)
+    obs, info = envs.reset(seed=env_seeds(num_envs, seed, 1))
+    tracker = GameTracker(info["lives"])
+    games: list[list[tuple[int, int]]] = [[] for _ in range(num_envs)]
+    while any(len(games[i]) < quota[i] for i in range(num_envs)):
+        obs, rewards, terminated, truncated, info = envs.step(act(obs))
+        game_over, finished = tracker.step(rewards, terminated, truncated, info["lives"])
+        for i, game in zip(np.flatnonzero(game_over), finished, strict=True):
+            if len(games[i]) < quota[i]:
+                games[i].append(game)
+    envs.close()
+    return [game for per_env in games for game in per_env]

@@ -1,0 +1,440 @@
+"""Proximal Policy Optimization on Atari, end to end from pixels: the baseline that Weight Sharing Attention is compared with.
+
+    python ppo_e2e_atari.py --env-id ALE/Pong-v5                 # the published length: 10,000,000 steps
+    python ppo_e2e_atari.py --total-timesteps 1000000 --seed 2   # a run of an hour on a CPU
+    python ppo_e2e_atari.py --resume runs/<run_name>/checkpoint.pt
+    tensorboard --logdir runs
+
+PPO: Schulman et al. 2017 (arXiv 1707.06347). Network: Mnih et al. 2015 (doi 10.1038/nature14236). Settings: Piccoli et al. 2025
+(arXiv 2507.07197), who take them from the Atari settings of Schulman et al., table 5.
+
+The file reads in the order in which things happen: flags, network, advantages, then `main`: set-up, rollout, advantages, update, log, save.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from torch.distributions import Categorical
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import storage
+from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from storage import InputError
+
+SCRIPT = "ppo_e2e_atari"  # what a checkpoint of this script calls itself
+
+
+@dataclass
+class Args:
+    env_id: str = "ALE/Pong-v5"
+    """the game, a Gymnasium id"""
+    exp_name: str = SCRIPT
+    """the run's folder is <game>__<exp_name>__<seed>__<time>"""
+    seed: int = 1
+    """seed of network, actions, minibatches and games"""
+    total_timesteps: int = 10_000_000
+    """length of the run in agent steps (4 emulator frames each), over all environments"""
+    num_envs: int = 8
+    """games played side by side"""
+    num_steps: int = 128
+    """steps per environment in one rollout"""
+    repeat_action_probability: float = 0.0
+    """sticky actions: how often the emulator repeats the action before (0: the paper's, 0.25: Machado et al. 2018)"""
+
+    learning_rate: float = 2.5e-4
+    """Adam's learning rate at the start"""
+    anneal_lr: bool = True
+    """bring the learning rate down to 0 linearly"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches per epoch; must divide num_envs x num_steps"""
+    update_epochs: int = 4
+    """epochs over each rollout"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    clip_coef: float = 0.1
+    """PPO's clip range at the start"""
+    anneal_clip: bool = True
+    """bring the clip range down to 0 linearly"""
+    ent_coef: float = 0.01
+    """weight of the policy's entropy in the loss"""
+    vf_coef: float = 0.5
+    """weight of the value's mean squared error in the loss"""
+    max_grad_norm: float = 0.5
+    """the gradient's norm is clipped to this"""
+
+    eval_interval: int = 0
+    """play greedy evaluation games every so many steps; best.pt then follows them (0: off, best.pt follows the last 100 training games)"""
+    eval_episodes: int = 10
+    """games in one evaluation (the paper: 100, every 40,000 steps)"""
+    checkpoint_interval: int = 20_000
+    """save checkpoint.pt about every so many steps, and at the end"""
+    resume: str | None = None
+    """go on from this checkpoint.pt, in its folder; its flags are the defaults then"""
+    runs_dir: str = "runs"
+    """folder of the runs"""
+    cuda: bool | Literal["auto"] = "auto"
+    """train on a GPU: auto (if there is one), True or False"""
+    torch_threads: int = 0
+    """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+
+
+MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "checkpoint_interval", "exp_name", "runs_dir"}
+
+
+def check_args(args: Args) -> None:
+    """Refuse, before any work, flags that cannot work; raises InputError."""
+    game_name(args.env_id)
+    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes", "checkpoint_interval"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches:
+        raise InputError(
+            f"--num-minibatches {args.num_minibatches} does not divide the {batch_size} steps of a rollout "
+            f"(--num-envs {args.num_envs} x --num-steps {args.num_steps})."
+        )
+    if batch_size // args.num_minibatches < 2:
+        raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
+    if args.total_timesteps < batch_size:
+        raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+
+
+def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
+    """Orthogonal weights and zero bias, in place (Saxe et al. 2014; the gains are those of the published settings)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """The Nature CNN (Mnih et al. 2015, methods, "Model architecture") with a policy and a value head on its 512 features."""
+
+    def __init__(self, num_actions: int):
+        super().__init__()
+        self.network = nn.Sequential(
+            layer_init(nn.Conv2d(4, 32, 8, stride=4)),  # (B, 4, 84, 84) -> (B, 32, 20, 20)
+            nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)),  # -> (B, 64, 9, 9)
+            nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)),  # -> (B, 64, 7, 7)
+            nn.ReLU(),
+            nn.Flatten(),
+            layer_init(nn.Linear(64 * 7 * 7, 512)),
+            nn.ReLU(),
+        )
+        self.actor = layer_init(nn.Linear(512, num_actions), gain=0.01)
+        self.critic = layer_init(nn.Linear(512, 1), gain=1.0)
+        self.to(memory_format=torch.channels_last)  # convolutions in this layout are about 1.5 times as fast on a CPU
+
+    def features(self, obs: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> (B, 512)."""
+        return self.network(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0)
+
+    def get_value(self, obs: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> value of each state (B,)."""
+        return self.critic(self.features(obs)).squeeze(-1)
+
+    def get_action_and_value(
+        self, obs: torch.Tensor, action: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """uint8 (B, 4, 84, 84) -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,)."""
+        features = self.features(obs)
+        policy = Categorical(logits=self.actor(features))
+        action = policy.sample() if action is None else action
+        return action, policy.log_prob(action), policy.entropy(), self.critic(features).squeeze(-1)
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> actions (B,): the most probable ones or drawn ones. An array gives an array, a tensor a tensor."""
+        logits = self.actor(self.features(torch.as_tensor(obs, device=self.actor.weight.device)))
+        actions = logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample()
+        return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
+    """The trained agent of a checkpoint of this script, ready to `act`.
+
+    Raises:
+        InputError: no such file, damaged, or of another script.
+    """
+    checkpoint = load_checkpoint(path)
+    agent = Agent(num_actions=checkpoint["agent"]["actor.weight"].shape[0])
+    agent.load_state_dict(checkpoint["agent"])
+    return agent.to(device).eval()
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
+    checkpoint = storage.load(path, "checkpoint")
+    if checkpoint["script"] != SCRIPT:
+        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
+    return checkpoint
+
+
+def compute_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    dones: torch.Tensor,
+    next_value: torch.Tensor,
+    next_done: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) over one rollout.
+
+    Args:
+        rewards, values: (num_steps, num_envs). Where a game was cut off at the frame limit, the reward already holds gamma times the value of
+            the state at which it was cut.
+        dones: (num_steps, num_envs), 1 where the step before ended a life or a game, so that this step begins something new.
+        next_value, next_done: (num_envs,), the same of the state after the rollout.
+
+    Returns:
+        advantages and returns (advantages + values), each (num_steps, num_envs).
+    """
+    num_steps = len(rewards)
+    advantages = torch.zeros_like(rewards)
+    lastgaelam = torch.zeros_like(next_value)
+    for t in reversed(range(num_steps)):
+        nextnonterminal = 1.0 - (next_done if t == num_steps - 1 else dones[t + 1])
+        nextvalues = next_value if t == num_steps - 1 else values[t + 1]
+        delta = rewards[t] + gamma * nextvalues * nextnonterminal - values[t]
+        advantages[t] = lastgaelam = delta + gamma * gae_lambda * nextnonterminal * lastgaelam
+    return advantages, advantages + values
+
+
+def main(args: Args) -> Path:
+    """Train, and return the run's folder."""
+    # Resume: the checkpoint's flags must be ours
+    check_args(args)
+    checkpoint = None
+    if args.resume:
+        checkpoint = load_checkpoint(Path(args.resume))
+        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
+        if args.total_timesteps - checkpoint["global_step"] < args.num_envs * args.num_steps:
+            raise InputError(
+                f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on."
+            )
+    batch_size = args.num_envs * args.num_steps
+    minibatch_size = batch_size // args.num_minibatches
+    num_iterations = args.total_timesteps // batch_size
+    if checkpoint:
+        run_dir = Path(args.resume).resolve().parent
+    else:
+        run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    storage.require_writable(run_dir)
+
+    # Set-up
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    torch.manual_seed(args.seed)
+    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, life_loss_info=True)
+    agent = Agent(envs.single_action_space.n).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    global_step, first_iteration, best_return = 0, 1, -float("inf")
+    last_games: deque[float] = deque(maxlen=100)  # raw scores
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["rng_state"])
+        global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
+        first_iteration = checkpoint["iteration"] + 1
+        last_games.extend(checkpoint["last_games"])
+
+    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
+    if not checkpoint:
+        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    print(f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
+
+    def save(path: Path, iteration: int) -> None:
+        storage.save(
+            {
+                "kind": "checkpoint",
+                "script": SCRIPT,
+                "args": asdict(args),
+                "iteration": iteration,
+                "global_step": global_step,
+                "agent": agent.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng_state": torch.get_rng_state(),
+                "best_return": best_return,
+                "last_games": list(last_games),
+            },
+            path,
+        )
+
+    # The first Ctrl-C (or SIGTERM) ends the run after the iteration in hand, with a checkpoint; the second one ends it at once.
+    interrupted = threading.Event()
+
+    def on_interrupt(signum, frame):
+        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_interrupt)
+
+    # Storage of one rollout
+    obs = torch.zeros((args.num_steps, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
+    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
+    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
+    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
+    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+
+    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
+    next_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
+    next_obs = torch.as_tensor(next_obs, device=device)
+    next_done = torch.zeros(args.num_envs, device=device)
+    tracker = GameTracker(info["lives"])
+    start_time, start_step = time.time(), global_step
+    progress = tqdm(
+        total=args.total_timesteps,
+        initial=global_step,
+        unit="step",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+        dynamic_ncols=True,
+    )
+
+    for iteration in range(first_iteration, num_iterations + 1):
+        remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1.0)
+        clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
+
+        # Rollout
+        for step in range(args.num_steps):
+            global_step += args.num_envs
+            obs[step] = next_obs
+            dones[step] = next_done
+            with torch.no_grad():
+                action, logprob, _, value = agent.get_action_and_value(next_obs)
+            actions[step], logprobs[step], values[step] = action, logprob, value
+
+            next_obs, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
+            rewards[step] = torch.as_tensor(np.sign(reward), device=device)  # learn from clipped rewards, report raw scores
+            cut_off = np.flatnonzero(truncated & ~terminated)
+            if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+                with torch.no_grad():
+                    final_value = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
+                rewards[step, cut_off] += args.gamma * final_value
+            next_obs = torch.as_tensor(next_obs, device=device)
+            next_done = torch.as_tensor(terminated | truncated, device=device).float()
+
+            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
+                last_games.append(episodic_return)
+                writer.add_scalar("charts/episodic_return", episodic_return, global_step)
+                writer.add_scalar("charts/episodic_length", episodic_length, global_step)
+
+        # Advantages
+        with torch.no_grad():
+            next_value = agent.get_value(next_obs)
+        advantages, returns = compute_advantages(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+
+        # Update
+        b_obs = obs.flatten(0, 1)  # (batch, 4, 84, 84)
+        b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
+        b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        clipfracs = []
+        for _epoch in range(args.update_epochs):
+            b_inds = torch.randperm(batch_size).to(device)
+            for mb_inds in b_inds.split(minibatch_size):
+                _, newlogprob, entropy, newvalue = agent.get_action_and_value(b_obs[mb_inds], b_actions[mb_inds])
+                logratio = newlogprob - b_logprobs[mb_inds]
+                ratio = logratio.exp()
+                with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+                    old_approx_kl = (-logratio).mean()
+                    approx_kl = ((ratio - 1) - logratio).mean()
+                    clipfracs.append(((ratio - 1.0).abs() > clip_coef).float().mean())
+
+                mb_advantages = b_advantages[mb_inds]
+                if args.norm_adv:
+                    mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
+                pg_loss1 = -mb_advantages * ratio
+                pg_loss2 = -mb_advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
+                pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # Schulman et al. 2017, eq. 7
+                v_loss = (newvalue - b_returns[mb_inds]).square().mean()  # plain, not halved: the published settings
+                entropy_loss = entropy.mean()
+                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+
+        # Log
+        sps = (global_step - start_step) / (time.time() - start_time)
+        writer.add_scalar("charts/SPS", sps, global_step)
+        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/clip_coef", clip_coef, global_step)
+        writer.add_scalar("losses/value_loss", v_loss.item(), global_step)
+        writer.add_scalar("losses/policy_loss", pg_loss.item(), global_step)
+        writer.add_scalar("losses/entropy", entropy_loss.item(), global_step)
+        writer.add_scalar("losses/old_approx_kl", old_approx_kl.item(), global_step)
+        writer.add_scalar("losses/approx_kl", approx_kl.item(), global_step)
+        writer.add_scalar("losses/clipfrac", torch.stack(clipfracs).mean().item(), global_step)
+        explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
+        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        progress.update(batch_size)
+        if last_games:
+            progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
+
+        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games
+        last = interrupted.is_set() or iteration == num_iterations
+        candidate = None
+        if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+            games = play_games(
+                lambda x: agent.act(x, greedy=True), args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability
+            )
+            candidate = float(np.mean([score for score, _ in games]))
+            writer.add_scalar("eval/episodic_return", candidate, global_step)
+        save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
+        if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
+            candidate = float(np.mean(last_games))
+        if candidate is not None and candidate > best_return:
+            best_return = candidate
+            save(run_dir / "best.pt", iteration)
+        if save_now:
+            writer.flush()
+            save(run_dir / "checkpoint.pt", iteration)
+        if interrupted.is_set():
+            break
+
+    progress.close()
+    writer.close()
+    envs.close()
+    games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
+    print(f"{'stopped' if interrupted.is_set() else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
+    return run_dir
+
+
+if __name__ == "__main__":
+    try:
+        args = tyro.cli(Args, description=__doc__)
+        if args.resume:  # the checkpoint's flags are the defaults
+            saved = load_checkpoint(Path(args.resume))["args"]
+            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+        main(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""Files that survive a kill, load without running code, and say in one sentence what is wrong with them.
+
+Every file this project stores (an agent's checkpoint, a pre-trained model, the state of a pre-training) is a dict written by
+`save` and read by `load`. A dict says what it is under the key "kind".
+"""
+
+import hashlib
+import importlib
+import os
+import pickle
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. Its text is the one sentence that the user sees, with what to do next."""
+
+
+def save(payload: dict[str, Any], path: Path) -> None:
+    """Write `payload` to `path` so that a kill at any moment leaves the old file or the new one, never half of one.
+
+    The payload may hold tensors, numbers, strings, and dicts, lists and tuples of them: what `torch.load` reads back with
+    `weights_only=True`. The bytes go to a temporary file beside `path`, are forced to the disk, and take its name in one step.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save(payload, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a file that `save` wrote; no code in it is run.
+
+    Raises:
+        InputError: the file is not there, is damaged, or is not of the `kind` that was asked for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: this file is damaged or is not one that this project wrote.") from error
+    found = payload.get("kind") if isinstance(payload, dict) else None
+    if found != kind:
+        raise InputError(f"{path}: expected a file of the kind '{kind}', found '{found}'.")
+    return payload
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes: what a checkpoint remembers of each stored model."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder` and try to write there, so that a run does not find out hours later that it cannot save.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); choose another folder.") from error
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu"):
+    """Open any agent's checkpoint with the `load_agent` of the script that the checkpoint names.
+
+    Returns:
+        An object with `act(obs, greedy) -> actions` for uint8 observations (B, 4, 84, 84).
+    """
+    script = load(path, "checkpoint")["script"]
+    if not (re.fullmatch(r"\w+", script) and Path(__file__).with_name(f"{script}.py").is_file()):
+        raise InputError(f"{path}: it was made by '{script}.py', which is not one of the scripts here.")
+    return importlib.import_module(script).load_agent(path, device)
+
+
+def require_same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any], may_differ: set[str]) -> None:
+    """Refuse to resume the checkpoint at `path` under other flags than it was made with, all but those in `may_differ`.
+
+    Raises:
+        InputError: names each flag that differs, with both values.
+    """
+    different = [
+        f"--{name.replace('_', '-')} was {saved.get(name)!r}, now {given[name]!r}"
+        for name in given
+        if name not in may_differ and saved.get(name) != given[name]
+    ]
+    if different:
+        raise InputError(f"{path}: made with other settings ({'; '.join(different)}); leave them out or start a new run.")
