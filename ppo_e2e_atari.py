@@ -11,6 +11,7 @@ PPO: Schulman et al. 2017 (arXiv 1707.06347). Network: Mnih et al. 2015 (doi 10.
 The file reads in the order in which things happen: flags, network, advantages, then `main`: set-up, rollout, advantages, update, log, save.
 """
 
+import functools
 import signal
 import sys
 import threading
@@ -200,8 +201,8 @@ def compute_advantages(
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) over one rollout.
 
     Args:
-        rewards, values: (num_steps, num_envs). Where a game was cut off at the frame limit, the reward already holds gamma times the value of
-            the state at which it was cut.
+        rewards, values: (num_steps, num_envs). Where a game was cut off at the frame limit, the reward already holds gamma times the
+            value of the state at which it was cut.
         dones: (num_steps, num_envs), 1 where the step before ended a life or a game, so that this step begins something new.
         next_value, next_done: (num_envs,), the same of the state after the rollout.
 
@@ -228,9 +229,7 @@ def main(args: Args) -> Path:
         checkpoint = load_checkpoint(Path(args.resume))
         storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
         if args.total_timesteps - checkpoint["global_step"] < args.num_envs * args.num_steps:
-            raise InputError(
-                f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on."
-            )
+            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches
     num_iterations = args.total_timesteps // batch_size
@@ -402,9 +401,8 @@ def main(args: Args) -> Path:
         last = interrupted.is_set() or iteration == num_iterations
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
-            games = play_games(
-                lambda x: agent.act(x, greedy=True), args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability
-            )
+            play = functools.partial(agent.act, greedy=True)
+            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability)
             candidate = float(np.mean([score for score, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval

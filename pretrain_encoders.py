@@ -142,9 +142,10 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
 
     by_expert = np.array([next_is_expert() for _ in range(args.num_envs)])
     frames: list[list[np.ndarray]] = [[obs[i, -1].copy()] for i in range(args.num_envs)]  # of each environment's game in play
-    with open(frames_path, "r+b" if frames_path.exists() else "w+b") as file, tqdm(
-        total=num_frames, initial=total, unit="frame", unit_scale=True, desc="collecting frames", dynamic_ncols=True
-    ) as progress:
+    with (
+        open(frames_path, "r+b" if frames_path.exists() else "w+b") as file,
+        tqdm(total=num_frames, initial=total, unit="frame", unit_scale=True, desc="collecting frames", dynamic_ncols=True) as progress,
+    ):
         file.truncate(total * 84 * 84)  # a stopped run may have left part of a game
         file.seek(0, os.SEEK_END)
         while total < num_frames and not interrupted.is_set():
@@ -201,13 +202,11 @@ class FrameData:
         obs[times[:, None] + ages < 0] = 0
         return obs
 
-    def sample(
-        self, split: str, batch_size: int, offsets: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, split: str, batch_size: int, offsets: tuple[int, int], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw observations and later ones of the same games, each uint8 (batch_size, 4, 84, 84).
 
-        Each comes from a game drawn at random; the later one is between the two `offsets` steps later, as far as the game lasted. A game's very
-        first frame is not drawn: it has none before it.
+        Each comes from a game drawn at random; the later one is between the two `offsets` steps later, as far as the game lasted. A
+        game's very first frame is not drawn: it has none before it.
         """
         lowest, highest = offsets
         candidates = self.games[split][self.lengths[self.games[split]] > lowest + 1]
@@ -395,7 +394,8 @@ def main(args: Args) -> None:
         sys.exit(130)
     data = FrameData(data_folder, args.validation_fraction, args.seed)
     print(
-        f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, {len(data.games['validation'])} games held out; on {device}"
+        f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, "
+        f"{len(data.games['validation'])} games held out; on {device}"
     )
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):

@@ -87,8 +87,8 @@ class ObjectMasksPretraining(nn.Module):
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         rebuilt, masks, translations = self.rebuild(obs)
         dissimilarity = (1 - ssim(rebuilt, obs[:, -2:-1].float() / 255.0)) / 2
-        # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows from 0 to 1
-        # over the run (published: by 1e-5 a step).
+        # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows
+        # from 0 to 1 over the run (published: by 1e-5 a step).
         price = (masks.mean(dim=(2, 3))[:, :, None] * translations.abs()).mean()
         return {"loss": dissimilarity + progress * price, "dissimilarity": dissimilarity, "moved_area": price}
 

@@ -1,0 +1,551 @@
+"""Weight Sharing Attention: PPO on Atari that sees through several frozen, pre-trained models and learns how to weigh them.
+
+    python ppo_wsa_atari.py --env-id ALE/Pong-v5                                              # the paper's four models, 10,000,000 steps
+    python ppo_wsa_atari.py --encoders state_representation autoencoder --total-timesteps 500000   # light models: an hour on a CPU
+    python ppo_wsa_atari.py --resume runs/<run_name>/checkpoint.pt
+    tensorboard --logdir runs
+
+Piccoli, Li, Carfi, Lomonaco, Bacciu: "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement Learning" (arXiv
+2507.07197). PPO: Schulman et al. 2017 (arXiv 1707.06347). The models come from pretrain_encoders.py (encoders/), the combination is in
+combiners/wsa.py. PPO here is that of ppo_e2e_atari.py, acting on embeddings in place of pixels.
+
+The file reads in the order in which things happen: flags, frozen models, trained agent, advantages, then `main`: set-up, rollout (where
+each frozen model sees each observation once), advantages, update (which reads the kept embeddings), log, save.
+"""
+
+import functools
+import math
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from torch.distributions import Categorical
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import storage
+from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from combiners import COMBINERS
+from combiners.adapters import layer_init
+from encoders import ENCODERS, load_encoder
+from storage import InputError
+
+SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
+
+
+@dataclass
+class Args:
+    env_id: str = "ALE/Pong-v5"
+    """the game, a Gymnasium id"""
+    exp_name: str = SCRIPT
+    """the run's folder is <game>__<exp_name>__<seed>__<time>"""
+    seed: int = 1
+    """seed of network, actions, minibatches and games"""
+    total_timesteps: int = 10_000_000
+    """length of the run in agent steps (4 emulator frames each), over all environments"""
+    num_envs: int = 8
+    """games played side by side"""
+    num_steps: int = 128
+    """steps per environment in one rollout"""
+    repeat_action_probability: float = 0.0
+    """sticky actions: how often the emulator repeats the action before (0: the paper's, 0.25: Machado et al. 2018)"""
+
+    encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
+    """the frozen models to combine; the default is the paper's four"""
+    context_encoder: str = "autoencoder"
+    """the frozen model that gives the context in which the others are weighed"""
+    combiner: str = "wsa"
+    """how they are combined"""
+    features_dim: int = 256
+    """width of adapted embeddings, context and state: the paper's d"""
+    hidden_sizes: tuple[int, ...] = (256,)
+    """hidden layers of the policy head and of the value head (the paper's large policy: 1024 512 256)"""
+    hidden_activation: Literal["tanh", "relu"] = "tanh"
+    """activation of these layers (the paper's large policy: relu)"""
+    pretrained_dir: str = "pretrained"
+    """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    recompute_embeddings: bool = False
+    """run the frozen models again for each minibatch, the plain way, in place of keeping a rollout's embeddings: slow, to compare"""
+
+    learning_rate: float = 2.5e-4
+    """Adam's learning rate at the start"""
+    anneal_lr: bool = True
+    """bring the learning rate down to 0 linearly"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches per epoch; must divide num_envs x num_steps"""
+    update_epochs: int = 4
+    """epochs over each rollout"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    clip_coef: float = 0.1
+    """PPO's clip range at the start"""
+    anneal_clip: bool = True
+    """bring the clip range down to 0 linearly"""
+    ent_coef: float = 0.01
+    """weight of the policy's entropy in the loss"""
+    vf_coef: float = 0.5
+    """weight of the value's mean squared error in the loss"""
+    max_grad_norm: float = 0.5
+    """the gradient's norm is clipped to this"""
+
+    eval_interval: int = 0
+    """play greedy evaluation games every so many steps; best.pt then follows them (0: off, best.pt follows the last 100 training games)"""
+    eval_episodes: int = 10
+    """games in one evaluation (the paper: 100, every 40,000 steps)"""
+    checkpoint_interval: int = 20_000
+    """save checkpoint.pt about every so many steps, and at the end"""
+    resume: str | None = None
+    """go on from this checkpoint.pt, in its folder; its flags are the defaults then"""
+    runs_dir: str = "runs"
+    """folder of the runs"""
+    cuda: bool | Literal["auto"] = "auto"
+    """train on a GPU: auto (if there is one), True or False"""
+    torch_threads: int = 0
+    """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+
+
+MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "checkpoint_interval", "exp_name", "runs_dir"}
+
+
+def check_args(args: Args) -> None:
+    """Refuse, before any work, flags that cannot work; raises InputError."""
+    game_name(args.env_id)
+    unknown = [name for name in (*args.encoders, args.context_encoder) if name not in ENCODERS]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
+    if not args.encoders or len(set(args.encoders)) < len(args.encoders):
+        raise InputError(f"--encoders {' '.join(args.encoders)}: name at least one model, and none twice.")
+    if args.combiner not in COMBINERS:
+        raise InputError(f"--combiner {args.combiner}: no such mode; the known ones are {', '.join(COMBINERS)}.")
+    if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
+        raise InputError("--features-dim and --hidden-sizes must be at least 1.")
+    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes", "checkpoint_interval"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches:
+        raise InputError(
+            f"--num-minibatches {args.num_minibatches} does not divide the {batch_size} steps of a rollout "
+            f"(--num-envs {args.num_envs} x --num-steps {args.num_steps})."
+        )
+    if batch_size // args.num_minibatches < 2:
+        raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
+    if args.total_timesteps < batch_size:
+        raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+
+
+class FrozenModels(nn.Module):
+    """The stored models that an agent sees through: never trained, never initialised anew, always in evaluation mode."""
+
+    def __init__(self, env_id: str, names: tuple[str, ...], pretrained_dir: str):
+        """Open each model of `names` once; raises InputError, with the command that makes them, if some are missing."""
+        super().__init__()
+        folder = Path(pretrained_dir) / game_name(env_id)
+        missing = [name for name in names if not (folder / f"{name}.pt").is_file()]
+        if missing:
+            raise InputError(
+                f"{folder}: no stored {', '.join(missing)}; make them with "
+                f"python pretrain_encoders.py --env-id {env_id} --encoders {' '.join(missing)} --pretrained-dir {pretrained_dir}"
+            )
+        self.models = nn.ModuleDict({name: load_encoder(folder / f"{name}.pt", game=game_name(env_id)) for name in names})
+        self.sha256 = {name: model.sha256 for name, model in self.models.items()}
+        self.shapes = {name: tuple(model.output_shape) for name, model in self.models.items()}
+        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+
+    @torch.no_grad()
+    def forward(self, obs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)}."""
+        return {name: model(obs) for name, model in self.models.items()}
+
+
+class Agent(nn.Module):
+    """All that is trained: the combiner (adapters and shared weight network), a policy head and a value head.
+
+    It sees embeddings, {name: (B, *shape)}, as `FrozenModels` gives them.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], num_actions: int, args: Args):
+        super().__init__()
+        self.names, self.context_name = args.encoders, args.context_encoder
+        self.combiner = COMBINERS[args.combiner](
+            {name: shapes[name] for name in self.names}, shapes[self.context_name], features_dim=args.features_dim
+        )
+        self.actor = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, num_actions, gain=0.01)
+        self.critic = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, 1, gain=1.0)
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
+        """{name: (B, *shape)} -> the state that the heads see (B, out_dim)."""
+        return self.combiner({name: embeddings[name] for name in self.names}, embeddings[self.context_name])
+
+    def attention(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
+        """{name: (B, *shape)} -> each model's weight (B, N), for modes that weigh."""
+        return self.combiner.attention({name: embeddings[name] for name in self.names}, embeddings[self.context_name])
+
+    def get_value(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
+        """{name: (B, *shape)} -> value of each state (B,)."""
+        return self.critic(self.features(embeddings)).squeeze(-1)
+
+    def get_action_and_value(
+        self, embeddings: dict[str, torch.Tensor], action: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,)."""
+        features = self.features(embeddings)
+        policy = Categorical(logits=self.actor(features))
+        action = policy.sample() if action is None else action
+        return action, policy.log_prob(action), policy.entropy(), self.critic(features).squeeze(-1)
+
+
+def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_features: int, gain: float) -> nn.Sequential:
+    """A policy or value head: hidden layers, then a linear layer whose initial weights have the given gain."""
+    layers: list[nn.Module] = []
+    for width in hidden_sizes:
+        layers += [layer_init(nn.Linear(in_features, width)), {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]()]
+        in_features = width
+    return nn.Sequential(*layers, layer_init(nn.Linear(in_features, out_features), gain))
+
+
+class SeeingAgent(nn.Module):
+    """Frozen models and trained agent together: from pixels to actions, for evaluation."""
+
+    def __init__(self, frozen: FrozenModels, agent: Agent):
+        super().__init__()
+        self.frozen, self.agent = frozen, agent
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> actions (B,): the most probable ones or drawn ones. An array gives an array, a tensor a tensor."""
+        embeddings = self.frozen(torch.as_tensor(obs, device=next(self.agent.parameters()).device))
+        logits = self.agent.actor(self.agent.features(embeddings))
+        actions = logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample()
+        return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> SeeingAgent:
+    """The trained agent of a checkpoint of this script with the stored models it was trained with, ready to `act`.
+
+    Args:
+        pretrained_dir: where the stored models are, if not where they were in training.
+
+    Raises:
+        InputError: no such file, damaged, or of another script; a stored model is missing or is another one than in training.
+    """
+    checkpoint = load_checkpoint(path)
+    args = Args(**checkpoint["args"])
+    frozen = FrozenModels(args.env_id, tuple(checkpoint["encoders"]), pretrained_dir or args.pretrained_dir)
+    require_same_models(path, checkpoint, frozen)
+    agent = Agent(frozen.shapes, checkpoint["num_actions"], args)
+    agent.load_state_dict(checkpoint["agent"])
+    return SeeingAgent(frozen, agent).to(device).eval()
+
+
+def require_same_models(path: Path, checkpoint: dict, frozen: FrozenModels) -> None:
+    """Refuse stored models other than those the checkpoint was trained with; raises InputError that names them."""
+    other = [name for name, sha256 in checkpoint["encoders"].items() if frozen.sha256.get(name) != sha256]
+    if other:
+        raise InputError(
+            f"{path}: the stored {', '.join(other)} is not the one this agent was trained with; "
+            "give the folder that holds it as --pretrained-dir."
+        )
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
+    checkpoint = storage.load(path, "checkpoint")
+    if checkpoint["script"] != SCRIPT:
+        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
+    return checkpoint
+
+
+def compute_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    dones: torch.Tensor,
+    next_value: torch.Tensor,
+    next_done: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) over one rollout.
+
+    Args:
+        rewards, values: (num_steps, num_envs). Where a game was cut off at the frame limit, the reward already holds gamma times the
+            value of the state at which it was cut.
+        dones: (num_steps, num_envs), 1 where the step before ended a life or a game, so that this step begins something new.
+        next_value, next_done: (num_envs,), the same of the state after the rollout.
+
+    Returns:
+        advantages and returns (advantages + values), each (num_steps, num_envs).
+    """
+    num_steps = len(rewards)
+    advantages = torch.zeros_like(rewards)
+    lastgaelam = torch.zeros_like(next_value)
+    for t in reversed(range(num_steps)):
+        nextnonterminal = 1.0 - (next_done if t == num_steps - 1 else dones[t + 1])
+        nextvalues = next_value if t == num_steps - 1 else values[t + 1]
+        delta = rewards[t] + gamma * nextvalues * nextnonterminal - values[t]
+        advantages[t] = lastgaelam = delta + gamma * gae_lambda * nextnonterminal * lastgaelam
+    return advantages, advantages + values
+
+
+def main(args: Args) -> Path:
+    """Train, and return the run's folder."""
+    # Resume: the checkpoint's flags must be ours
+    check_args(args)
+    checkpoint = None
+    if args.resume:
+        checkpoint = load_checkpoint(Path(args.resume))
+        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
+        if args.total_timesteps - checkpoint["global_step"] < args.num_envs * args.num_steps:
+            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+    batch_size = args.num_envs * args.num_steps
+    minibatch_size = batch_size // args.num_minibatches
+    num_iterations = args.total_timesteps // batch_size
+    if checkpoint:
+        run_dir = Path(args.resume).resolve().parent
+    else:
+        run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    names = tuple(dict.fromkeys((*args.encoders, args.context_encoder)))  # a model that serves twice runs once
+    frozen = FrozenModels(args.env_id, names, args.pretrained_dir)
+    if checkpoint:
+        require_same_models(Path(args.resume), checkpoint, frozen)
+    storage.require_writable(run_dir)
+
+    # Set-up
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    torch.manual_seed(args.seed)
+    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, life_loss_info=True)
+    num_actions = int(envs.single_action_space.n)
+    frozen.to(device)
+    agent = Agent(frozen.shapes, num_actions, args).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    global_step, first_iteration, best_return = 0, 1, -float("inf")
+    last_games: deque[float] = deque(maxlen=100)  # raw scores
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["rng_state"])
+        global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
+        first_iteration = checkpoint["iteration"] + 1
+        last_games.extend(checkpoint["last_games"])
+
+    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
+    if not checkpoint:
+        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    kept_bytes = 0 if args.recompute_embeddings else 4 * batch_size * sum(math.prod(shape) for shape in frozen.shapes.values())
+    print(
+        f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained and "
+        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, {kept_bytes / 1e9:.2f} GB of kept embeddings; {run_dir}"
+    )
+
+    def save(path: Path, iteration: int) -> None:
+        storage.save(
+            {
+                "kind": "checkpoint",
+                "script": SCRIPT,
+                "encoders": frozen.sha256,
+                "num_actions": num_actions,
+                "args": asdict(args),
+                "iteration": iteration,
+                "global_step": global_step,
+                "agent": agent.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng_state": torch.get_rng_state(),
+                "best_return": best_return,
+                "last_games": list(last_games),
+            },
+            path,
+        )
+
+    # The first Ctrl-C (or SIGTERM) ends the run after the iteration in hand, with a checkpoint; the second one ends it at once.
+    interrupted = threading.Event()
+
+    def on_interrupt(signum, frame):
+        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_interrupt)
+
+    # Storage of one rollout; row step * num_envs + env of `b_obs` and `b_embeddings` belongs to that step of that environment
+    b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device)
+    b_embeddings = {}
+    if not args.recompute_embeddings:
+        for name, shape in frozen.shapes.items():
+            layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+            b_embeddings[name] = torch.zeros((batch_size, *shape), device=device).to(memory_format=layout)
+    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
+    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
+    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
+    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+
+    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
+    next_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
+    next_obs = torch.as_tensor(next_obs, device=device)
+    next_done = torch.zeros(args.num_envs, device=device)
+    tracker = GameTracker(info["lives"])
+    start_time, start_step = time.time(), global_step
+    progress = tqdm(
+        total=args.total_timesteps,
+        initial=global_step,
+        unit="step",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+        dynamic_ncols=True,
+    )
+
+    for iteration in range(first_iteration, num_iterations + 1):
+        remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1.0)
+        clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
+
+        # Rollout
+        for step in range(args.num_steps):
+            global_step += args.num_envs
+            dones[step] = next_done
+            with torch.no_grad():
+                embeddings = frozen(next_obs)
+                action, logprob, _, value = agent.get_action_and_value(embeddings)
+            rows = slice(step * args.num_envs, (step + 1) * args.num_envs)
+            b_obs[rows] = next_obs
+            for name, kept in b_embeddings.items():
+                kept[rows] = embeddings[name]
+            actions[step], logprobs[step], values[step] = action, logprob, value
+
+            next_obs, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
+            rewards[step] = torch.as_tensor(np.sign(reward), device=device)  # learn from clipped rewards, report raw scores
+            cut_off = np.flatnonzero(truncated & ~terminated)
+            if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+                with torch.no_grad():
+                    final_value = agent.get_value(frozen(torch.as_tensor(info["final_obs"][cut_off], device=device)))
+                rewards[step, cut_off] += args.gamma * final_value
+            next_obs = torch.as_tensor(next_obs, device=device)
+            next_done = torch.as_tensor(terminated | truncated, device=device).float()
+
+            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
+                last_games.append(episodic_return)
+                writer.add_scalar("charts/episodic_return", episodic_return, global_step)
+                writer.add_scalar("charts/episodic_length", episodic_length, global_step)
+
+        # Advantages
+        with torch.no_grad():
+            next_value = agent.get_value(frozen(next_obs))
+        advantages, returns = compute_advantages(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+
+        # Update
+        b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
+        b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        clipfracs = []
+        for _epoch in range(args.update_epochs):
+            b_inds = torch.randperm(batch_size).to(device)
+            for mb_inds in b_inds.split(minibatch_size):
+                if args.recompute_embeddings:
+                    mb_embeddings = frozen(b_obs[mb_inds])
+                else:
+                    mb_embeddings = {name: kept[mb_inds] for name, kept in b_embeddings.items()}
+                _, newlogprob, entropy, newvalue = agent.get_action_and_value(mb_embeddings, b_actions[mb_inds])
+                logratio = newlogprob - b_logprobs[mb_inds]
+                ratio = logratio.exp()
+                with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+                    old_approx_kl = (-logratio).mean()
+                    approx_kl = ((ratio - 1) - logratio).mean()
+                    clipfracs.append(((ratio - 1.0).abs() > clip_coef).float().mean())
+
+                mb_advantages = b_advantages[mb_inds]
+                if args.norm_adv:
+                    mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
+                pg_loss1 = -mb_advantages * ratio
+                pg_loss2 = -mb_advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
+                pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # Schulman et al. 2017, eq. 7
+                v_loss = (newvalue - b_returns[mb_inds]).square().mean()  # plain, not halved: the published settings
+                entropy_loss = entropy.mean()
+                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+
+        # Log; the weights are those of the last minibatch, a random quarter of the rollout
+        if hasattr(agent.combiner, "attention"):
+            with torch.no_grad():
+                weights = agent.attention(mb_embeddings)  # (minibatch, N)
+            for name, weight in zip(args.encoders, weights.mean(dim=0).tolist(), strict=True):
+                writer.add_scalar(f"weights/{name}", weight, global_step)
+            writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
+        sps = (global_step - start_step) / (time.time() - start_time)
+        writer.add_scalar("charts/SPS", sps, global_step)
+        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/clip_coef", clip_coef, global_step)
+        writer.add_scalar("losses/value_loss", v_loss.item(), global_step)
+        writer.add_scalar("losses/policy_loss", pg_loss.item(), global_step)
+        writer.add_scalar("losses/entropy", entropy_loss.item(), global_step)
+        writer.add_scalar("losses/old_approx_kl", old_approx_kl.item(), global_step)
+        writer.add_scalar("losses/approx_kl", approx_kl.item(), global_step)
+        writer.add_scalar("losses/clipfrac", torch.stack(clipfracs).mean().item(), global_step)
+        explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
+        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        progress.update(batch_size)
+        if last_games:
+            progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
+
+        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games
+        last = interrupted.is_set() or iteration == num_iterations
+        candidate = None
+        if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+            play = functools.partial(SeeingAgent(frozen, agent).act, greedy=True)
+            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability)
+            candidate = float(np.mean([score for score, _ in games]))
+            writer.add_scalar("eval/episodic_return", candidate, global_step)
+        save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
+        if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
+            candidate = float(np.mean(last_games))
+        if candidate is not None and candidate > best_return:
+            best_return = candidate
+            save(run_dir / "best.pt", iteration)
+        if save_now:
+            writer.flush()
+            save(run_dir / "checkpoint.pt", iteration)
+        if interrupted.is_set():
+            break
+
+    progress.close()
+    writer.close()
+    envs.close()
+    games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
+    print(f"{'stopped' if interrupted.is_set() else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
+    return run_dir
+
+
+if __name__ == "__main__":
+    try:
+        args = tyro.cli(Args, description=__doc__)
+        if args.resume:  # the checkpoint's flags are the defaults
+            saved = load_checkpoint(Path(args.resume))["args"]
+            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+        main(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
