@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import storage
-from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
 from storage import InputError
 
 SCRIPT = "ppo_e2e_atari"  # what a checkpoint of this script calls itself
@@ -52,6 +52,8 @@ class Args:
     """steps per environment in one rollout"""
     repeat_action_probability: float = 0.0
     """sticky actions: how often the emulator repeats the action before (0: the paper's, 0.25: Machado et al. 2018)"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames (not a terminal: its last state keeps its value)"""
 
     learning_rate: float = 2.5e-4
     """Adam's learning rate at the start"""
@@ -100,7 +102,15 @@ MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "c
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
-    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes", "checkpoint_interval"):
+    for name in (
+        "num_envs",
+        "num_steps",
+        "num_minibatches",
+        "update_epochs",
+        "max_frames_per_game",
+        "eval_episodes",
+        "checkpoint_interval",
+    ):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     batch_size = args.num_envs * args.num_steps
@@ -237,6 +247,8 @@ def main(args: Args) -> Path:
         run_dir = Path(args.resume).resolve().parent
     else:
         run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        if run_dir.exists():
+            raise InputError(f"{run_dir}: another run with this name has just been started; give this one another --exp-name.")
     storage.require_writable(run_dir)
 
     # Set-up
@@ -244,7 +256,7 @@ def main(args: Args) -> Path:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
     torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, life_loss_info=True)
+    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     agent = Agent(envs.single_action_space.n).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     global_step, first_iteration, best_return = 0, 1, -float("inf")
@@ -417,6 +429,8 @@ def main(args: Args) -> Path:
         if interrupted.is_set():
             break
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
     writer.close()
     envs.close()

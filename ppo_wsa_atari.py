@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import storage
-from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
 from combiners import COMBINERS
 from combiners.adapters import layer_init
 from encoders import ENCODERS, load_encoder
@@ -58,6 +58,8 @@ class Args:
     """steps per environment in one rollout"""
     repeat_action_probability: float = 0.0
     """sticky actions: how often the emulator repeats the action before (0: the paper's, 0.25: Machado et al. 2018)"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames (not a terminal: its last state keeps its value)"""
 
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
     """the frozen models to combine; the default is the paper's four"""
@@ -132,7 +134,15 @@ def check_args(args: Args) -> None:
         raise InputError(f"--combiner {args.combiner}: no such mode; the known ones are {', '.join(COMBINERS)}.")
     if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")
-    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes", "checkpoint_interval"):
+    for name in (
+        "num_envs",
+        "num_steps",
+        "num_minibatches",
+        "update_epochs",
+        "max_frames_per_game",
+        "eval_episodes",
+        "checkpoint_interval",
+    ):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     batch_size = args.num_envs * args.num_steps
@@ -320,6 +330,8 @@ def main(args: Args) -> Path:
         run_dir = Path(args.resume).resolve().parent
     else:
         run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        if run_dir.exists():
+            raise InputError(f"{run_dir}: another run with this name has just been started; give this one another --exp-name.")
     names = tuple(dict.fromkeys((*args.encoders, args.context_encoder)))  # a model that serves twice runs once
     frozen = FrozenModels(args.env_id, names, args.pretrained_dir)
     if checkpoint:
@@ -331,7 +343,7 @@ def main(args: Args) -> Path:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
     torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, life_loss_info=True)
+    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
     frozen.to(device)
     agent = Agent(frozen.shapes, num_actions, args).to(device)
@@ -530,6 +542,8 @@ def main(args: Args) -> Path:
         if interrupted.is_set():
             break
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
     writer.close()
     envs.close()

@@ -7,7 +7,6 @@ Every file this project stores (an agent's checkpoint, a pre-trained model, the 
 import hashlib
 import importlib
 import os
-import pickle
 import re
 import tempfile
 from pathlib import Path
@@ -47,7 +46,7 @@ def load(path: Path, kind: str, device: torch.device | str = "cpu") -> dict[str,
         raise InputError(f"{path}: there is no such file.")
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise InputError(f"{path}: this file is damaged or is not one that this project wrote.") from error
     found = payload.get("kind") if isinstance(payload, dict) else None
     if found != kind:

@@ -1,0 +1,210 @@
+"""What do the pre-trained models know? Linear probes from their embeddings to the console's memory.
+
+    python probe_encoders.py --env-id ALE/Pong-v5
+
+A model that encodes where the ball is lets a linear classifier read the ball's position off its embedding. The true positions are
+bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226, whose measure this is: weighted
+F1 on games that the probe was not trained on). Each stored model is compared with its own random initialisation.
+
+What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; train one
+linear classifier per model and variable; print and store a table.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+from sklearn.metrics import accuracy_score, f1_score
+from tqdm import tqdm
+
+import storage
+from atari import env_seeds, game_name
+from encoders import ENCODERS, load_encoder
+from storage import InputError
+
+# RAM bytes by kind of thing (Anand et al. 2019, appendix)
+VARIABLES: dict[str, dict[str, dict[str, int]]] = {
+    "Pong": {
+        "ball": {"ball_x": 49, "ball_y": 54},
+        "player": {"player_x": 46, "player_y": 51},
+        "enemy": {"enemy_x": 45, "enemy_y": 50},
+        "score": {"enemy_score": 13, "player_score": 14},
+    },
+}
+MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
+MIN_ENTROPY = 0.6  # bits; a variable that varies less is left out (the published threshold)
+
+
+@dataclass
+class Args:
+    env_id: str = "ALE/Pong-v5"
+    """the game, a Gymnasium id"""
+    encoders: tuple[str, ...] = ()
+    """the stored models to probe (none named: all that are stored)"""
+    pretrained_dir: str = "pretrained"
+    """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    num_samples: int = 10_000
+    """observations to probe; a fifth of the games is held out"""
+    every: int = 4
+    """take one observation in so many: neighbours are nearly equal"""
+    epochs: int = 20
+    """epochs of each probe"""
+    seed: int = 1
+    """seed of games, random initialisations and probes"""
+    output: str = "benchmark/probes_<Game>.csv"
+    """where the table is stored"""
+    cuda: bool | Literal["auto"] = "auto"
+    """run on a GPU: auto (if there is one), True or False"""
+    torch_threads: int = 0
+    """CPU threads (0: PyTorch's choice)"""
+
+
+def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number of the game (n,).
+
+    The vector environment has no RAM; Gymnasium's wrappers give the same pixels from a single one that has.
+    """
+    env = gym.make(env_id, frameskip=1, repeat_action_probability=0.0)
+    env = FrameStackObservation(AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84), 4, padding_type="zero")
+    rng = np.random.default_rng(seed)
+    observations, rams, games = [], [], []
+    step, game, done = 0, -1, True
+    with tqdm(total=num_samples, unit="sample", desc="playing", dynamic_ncols=True) as progress:
+        while len(observations) < num_samples:
+            if done:
+                game += 1
+                obs, _ = env.reset(seed=int(env_seeds(1, seed, 5, game)[0]))
+            obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
+            done = terminated or truncated
+            step += 1
+            if step % every == 0 and not done:
+                observations.append(np.asarray(obs))
+                rams.append(env.unwrapped.ale.getRAM().copy())
+                games.append(game)
+                progress.update(1)
+    env.close()
+    return np.stack(observations), np.stack(rams), np.array(games)
+
+
+@torch.no_grad()
+def embed(model: nn.Module, observations: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Embeddings (n, length) of observations (n, 4, 84, 84): vectors as they are, maps (C, H, W) average-pooled to a square grid."""
+    parts = []
+    for batch in torch.from_numpy(observations).split(64):
+        z = model(batch.to(device))
+        if z.dim() == 4:
+            z = F.adaptive_avg_pool2d(z, min(z.shape[2], int((MAX_POOLED / z.shape[1]) ** 0.5))).flatten(1)
+        parts.append(z.cpu())
+    return torch.cat(parts)
+
+
+def probe(
+    features: torch.Tensor, labels: dict[str, np.ndarray], train: np.ndarray, epochs: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Train linear softmax classifiers on standardised features (n, length) and judge them on held-out games.
+
+    Args:
+        labels: RAM bytes (n,) of each variable.
+        train: bool (n,), which observations train the probe; the others judge it.
+
+    Returns:
+        for each variable its weighted F1 and its accuracy.
+    """
+    torch.manual_seed(seed)
+    mean, std = features[train].mean(dim=0), features[train].std(dim=0)
+    features = (features - mean) / (std + 1e-6)
+    classes = {name: np.unique(values[train]) for name, values in labels.items()}
+    targets = torch.stack([torch.from_numpy(np.searchsorted(classes[name], values[train])) for name, values in labels.items()], dim=1)
+    sizes = [len(values) for values in classes.values()]
+    linear = nn.Linear(features.shape[1], sum(sizes))
+    nn.init.zeros_(linear.weight)
+    x, steps = features[train], epochs * -(-int(train.sum()) // 128)
+    optimizer = torch.optim.Adam(linear.parameters(), lr=5e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _epoch in range(epochs):
+        for inds in torch.randperm(len(x)).split(128):
+            logits = linear(x[inds]).split(sizes, dim=1)
+            loss = sum(F.cross_entropy(part, targets[inds, i]) for i, part in enumerate(logits))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        predicted = [part.argmax(dim=1).numpy() for part in linear(features[~train]).split(sizes, dim=1)]
+    scores = {}
+    for (name, values), guess in zip(labels.items(), predicted, strict=True):
+        truth, guess = values[~train], classes[name][guess]
+        scores[name] = (float(f1_score(truth, guess, average="weighted", zero_division=0)), float(accuracy_score(truth, guess)))
+    return scores
+
+
+def entropy_bits(values: np.ndarray) -> float:
+    """Entropy, in bits, of how often each value occurs."""
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    return float(-(share * np.log2(share)).sum())
+
+
+def main(args: Args) -> None:
+    game = game_name(args.env_id)
+    folder = Path(args.pretrained_dir) / game
+    if game not in VARIABLES:
+        raise InputError(
+            f"--env-id {args.env_id}: no RAM bytes are known for it here; the games that can be probed are {', '.join(VARIABLES)}."
+        )
+    names = args.encoders or tuple(name for name in ENCODERS if (folder / f"{name}.pt").exists())
+    if not names:
+        raise InputError(f"{folder}: no stored models; make them with python pretrain_encoders.py --env-id {args.env_id}")
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    models = {name: load_encoder(folder / f"{name}.pt", device, game) for name in names}
+    output = Path(args.output.replace("<Game>", game))
+    storage.require_writable(output.parent)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+
+    observations, rams, games = collect(args.env_id, args.num_samples, args.every, args.seed)
+    train = games < np.ceil(0.8 * (games[-1] + 1))
+    if train.all():
+        raise InputError(f"--num-samples {args.num_samples} with --every {args.every} ends within one game; none is held out: raise them.")
+    labels = {name: rams[:, byte] for kind in VARIABLES[game].values() for name, byte in kind.items()}
+    labels = {name: values for name, values in labels.items() if entropy_bits(values) >= MIN_ENTROPY}
+    kinds = {kind: [name for name in variables if name in labels] for kind, variables in VARIABLES[game].items()}
+    kinds = {kind: variables for kind, variables in kinds.items() if variables}
+    print(f"{len(games):,} observations of {games[-1] + 1} games, {(~train).sum():,} of them held out; variables: {', '.join(labels)}")
+
+    rows = []
+    for name, stored in models.items():
+        torch.manual_seed(args.seed)
+        untrained = ENCODERS[name]().requires_grad_(False).eval().to(device)
+        for which, model in (("trained", stored), ("untrained", untrained)):
+            scores = probe(embed(model, observations, device), labels, train, args.epochs, args.seed)
+            f1 = {kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()}
+            row = {"model": name, "weights": which, **{f"f1_{kind}": value for kind, value in f1.items()}}
+            row["f1_mean"] = float(np.mean(list(f1.values())))
+            row["accuracy_mean"] = float(np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()]))
+            rows.append(row)
+            print("  ".join(f"{value:<22}" if isinstance(value, str) else f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+    with open(output, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: value if isinstance(value, str) else f"{value:.4f}" for key, value in row.items()} for row in rows)
+    print(f"stored in {output}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

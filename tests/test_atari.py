@@ -1,0 +1,114 @@
+"""The environment: names, seeds, and whole games' raw scores, on real ROMs."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from storage import InputError
+
+
+def test_game_name():
+    assert game_name("ALE/Pong-v5") == "Pong"
+    assert game_name("ALE/MsPacman-v5") == "MsPacman"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("PongNoFrameskip-v4", "ALE/Pong-v5"),
+        ("BreakoutDeterministic-v4", "ALE/Breakout-v5"),
+        ("Pong", "ALE/Pong-v5"),
+        ("ALE/Pnog-v5", "did you mean ALE/Pong-v5"),
+        ("CartPole-v1", "no such Atari game"),
+        ("", "no such Atari game"),
+    ],
+)
+def test_unknown_games_get_a_hint(env_id, says):
+    with pytest.raises(InputError, match=says):
+        game_name(env_id)
+
+
+def test_seeds_of_neighbouring_runs_share_nothing():
+    seeds = np.concatenate([env_seeds(8, seed, stream, step) for seed in range(5) for stream in range(2) for step in (0, 1024)])
+    assert len(set(seeds.tolist())) == len(seeds)
+    assert seeds.min() >= 0 and seeds.max() < 2**31
+    np.testing.assert_array_equal(env_seeds(8, 3, 0), env_seeds(8, 3, 0))
+
+
+def test_observations_equal_gymnasiums_wrappers():
+    envs = make_envs("ALE/Breakout-v5", 1)
+    obs, _ = envs.reset(seed=np.array([5]))
+    # ALE's vector environment draws its no-ops itself; the comparison starts at its first observation, with both emulators brought there
+    env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
+    env = FrameStackObservation(AtariPreprocessing(env, noop_max=0, frame_skip=4), 4, padding_type="zero")
+    plain = gym.make_vec(
+        "ALE/Breakout-v5",
+        num_envs=1,
+        repeat_action_probability=0.0,
+        noop_max=0,
+        use_fire_reset=False,
+        reward_clipping=False,
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+    )
+    obs_a, obs_b = plain.reset(seed=np.array([5]))[0][0], env.reset(seed=5)[0]
+    np.testing.assert_array_equal(obs_a, obs_b)
+    for action in [1, 2, 2, 3, 0, 3, 3, 2, 1, 0, 2, 2, 2]:
+        obs_a, obs_b = plain.step(np.array([action]))[0][0], env.step(action)[0]
+        np.testing.assert_array_equal(obs_a, obs_b)
+    assert obs.shape == (1, 4, 84, 84) and obs.dtype == np.uint8
+    assert not obs[0, :3].any() and obs[0, 3].any()  # zeros before a game's first frame
+
+
+def test_whole_games_in_breakout_against_the_emulator():
+    """Raw scores of whole games, through lost lives, must be what the emulators themselves say: no rewards of one life alone."""
+    envs = make_envs("ALE/Breakout-v5", 3, life_loss_info=True)
+    _, info = envs.reset(seed=env_seeds(3, 7))
+    tracker = GameTracker(info["lives"])
+    rng = np.random.default_rng(0)
+    reference: list[tuple[int, int]] = []
+    score, length = np.zeros(3, dtype=int), np.zeros(3, dtype=int)
+    frame, seen, lives_lost = info["episode_frame_number"], [], 0
+    for _ in range(1500):
+        _, rewards, terminated, truncated, info = envs.step(rng.integers(4, size=3))
+        score, length = score + rewards, length + 1
+        game_over, finished = tracker.step(rewards, terminated, truncated, info["lives"])
+        seen += finished
+        new_game = info["episode_frame_number"] < frame  # the emulator's own clock starts anew with each game
+        np.testing.assert_array_equal(game_over, new_game)
+        lives_lost += int((terminated & ~new_game).sum())
+        for i in np.flatnonzero(new_game):
+            reference.append((int(score[i]), int(length[i])))
+            score[i] = length[i] = 0
+        frame = info["episode_frame_number"]
+    envs.close()
+    assert len(reference) >= 6 and max(score for score, _ in reference) >= 2
+    assert lives_lost == pytest.approx(4 * len(reference), abs=3 * 4)  # five lives a game: four losses go on
+    assert seen == reference
+
+
+def test_whole_games_against_an_environment_without_life_loss():
+    """The same seeds and actions with and without `life_loss_info`: the same games, the same scores."""
+    scores = []
+    for life_loss_info in (True, False):
+        envs = make_envs("ALE/Breakout-v5", 2, life_loss_info=life_loss_info)
+        _, info = envs.reset(seed=env_seeds(2, 11))
+        tracker, rng = GameTracker(info["lives"]), np.random.default_rng(1)
+        games = []
+        for _ in range(600):
+            _, rewards, terminated, truncated, info = envs.step(rng.integers(4, size=2))
+            games += tracker.step(rewards, terminated, truncated, info["lives"])[1]
+        envs.close()
+        scores.append(games)
+    assert len(scores[0]) >= 3 and scores[0] == scores[1]
+
+
+def test_play_games_counts_whole_games_and_repeats():
+    def act(obs):  # the action depends on what is seen, so that a change in the observations would show
+        return obs.reshape(len(obs), -1).sum(axis=1, dtype=np.int64) % 6
+
+    first = play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
+    assert len(first) == 3 and all(-21 <= score <= 21 and length > 500 for score, length in first)
+    assert first == play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
+    assert first != play_games(act, "ALE/Pong-v5", 3, seed=4, max_num_envs=2)

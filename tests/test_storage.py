@@ -1,0 +1,76 @@
+"""Files: atomic under SIGKILL, refused in one sentence when they are not what they should be."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import storage
+from storage import InputError
+
+
+def save_forever(path):
+    counter = storage.load(path, "test")["counter"] if path.exists() else 0
+    while True:
+        counter += 1
+        storage.save({"kind": "test", "counter": counter, "tensor": torch.from_numpy(np.full(500_000, counter))}, path)
+
+
+def test_saving_survives_sigkill(tmp_path):
+    """Kill a process that does nothing but save, 40 times at random moments: what is there is always one whole file, never an older one."""
+    path, rng, last = tmp_path / "checkpoint.pt", random.Random(0), 0
+    context = multiprocessing.get_context("fork")
+    in_a_save = 0
+    for _ in range(40):
+        process = context.Process(target=save_forever, args=(path,), daemon=True)
+        process.start()
+        time.sleep(0.02 + 0.1 * rng.random())
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        in_a_save += (tmp_path / ".checkpoint.pt.tmp").exists()
+        if path.exists():
+            payload = storage.load(path, "test")
+            assert payload["counter"] >= last and (payload["tensor"] == payload["counter"]).all()
+            last = payload["counter"]
+    assert last >= 40 and in_a_save >= 5  # it did save, and it was killed in the middle of saves
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    path = tmp_path / "file.pt"
+    with pytest.raises(InputError, match="no such file"):
+        storage.load(path, "encoder")
+    storage.save({"kind": "encoder", "numbers": torch.arange(1000)}, path)
+    with pytest.raises(InputError, match="expected a file of the kind 'checkpoint', found 'encoder'"):
+        storage.load(path, "checkpoint")
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="damaged"):
+            storage.load(path, "encoder")
+    path.write_text("this is text")
+    with pytest.raises(InputError, match="damaged"):
+        storage.load(path, "encoder")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("was_run",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"kind": "encoder", "payload": RunsCode()}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="damaged"):
+        storage.load(tmp_path / "bad.pt", "encoder")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        storage.require_writable(tmp_path / "file" / "folder")
