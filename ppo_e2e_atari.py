@@ -273,7 +273,6 @@ def main(args: Args) -> Path:
     if not checkpoint:
         rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    print(f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
 
     def save(path: Path, iteration: int) -> None:
         storage.save(
@@ -303,6 +302,8 @@ def main(args: Args) -> Path:
 
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
+
+    print(f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
 
     # Storage of one rollout
     obs = torch.zeros((args.num_steps, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)

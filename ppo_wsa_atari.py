@@ -362,11 +362,6 @@ def main(args: Args) -> Path:
     if not checkpoint:
         rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    kept_bytes = 0 if args.recompute_embeddings else 4 * batch_size * sum(math.prod(shape) for shape in frozen.shapes.values())
-    print(
-        f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained and "
-        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, {kept_bytes / 1e9:.2f} GB of kept embeddings; {run_dir}"
-    )
 
     def save(path: Path, iteration: int) -> None:
         storage.save(
@@ -398,6 +393,12 @@ def main(args: Args) -> Path:
 
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
+
+    kept_bytes = 0 if args.recompute_embeddings else 4 * batch_size * sum(math.prod(shape) for shape in frozen.shapes.values())
+    print(
+        f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained and "
+        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, {kept_bytes / 1e9:.2f} GB of kept embeddings; {run_dir}"
+    )
 
     # Storage of one rollout; row step * num_envs + env of `b_obs` and `b_embeddings` belongs to that step of that environment
     b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device)

@@ -249,7 +249,7 @@ def draw_picture(pretraining: nn.Module, data: FrameData, seed: int, device: tor
     figure, axes = plt.subplots(3, len(images), figsize=(2.4 * len(images), 7.2), squeeze=False, layout="constrained")
     for row in range(3):
         for axis, (title, image) in zip(axes[row], images.items(), strict=True):
-            axis.imshow(image[row, 0].cpu(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image[row, 0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=9)
@@ -400,6 +400,8 @@ def main(args: Args) -> None:
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):
             sys.exit(130)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"\n{'model':22}{'held-out loss':>14}{'untrained':>12}{'median frame':>14}{'KB':>8}")
     for path in sorted(folder.glob("*.pt")):
         model = load_encoder(path).description

@@ -58,7 +58,7 @@ class ObjectMasksPretraining(nn.Module):
 
     offsets = (0, 0)  # one observation a sample: the two frames are in it
     steps = {"cpu": 5_000, "paper": 500_000}
-    batch_size = {"cpu": 32, "paper": 32}
+    batch_size = {"cpu": 16, "paper": 32}
     adam = {"lr": 1e-4}
     max_grad_norm = 5.0
     patience = None

@@ -30,8 +30,8 @@ class TransporterPretraining(nn.Module):
     """Draw the target from transported features: mean squared error on pixels in [0, 1]."""
 
     offsets = (0, 19)  # source and target are 0 to 19 steps apart
-    steps = {"cpu": 1_600, "paper": 1_000_000}
-    batch_size = {"cpu": 16, "paper": 64}
+    steps = {"cpu": 2_500, "paper": 1_000_000}
+    batch_size = {"cpu": 8, "paper": 64}
     adam = {"lr": 1e-3}
     max_grad_norm = None
     patience = None

@@ -1,0 +1,273 @@
+"""The pre-trained models' networks and losses against computations written here, and their files."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import storage
+from encoders import ENCODERS, PRETRAININGS, load_encoder, load_pretraining, save_encoder
+from encoders.keypoint_maps import gaussian_maps, keypoints
+from encoders.object_masks import ObjectMasksPretraining, displace, ssim
+from encoders.state_representation import StateRepresentationPretraining, info_nce
+from encoders.transporter import transport
+from storage import InputError
+
+PUBLISHED_SHAPES = {
+    "state_representation": (512,),
+    "keypoint_features": (128, 21, 21),
+    "keypoint_maps": (4, 21, 21),
+    "object_masks": (20, 84, 84),
+    "autoencoder": (64, 16, 16),
+}
+SEES = {  # which of the four frames, oldest first
+    "state_representation": [0, 1, 2, 3],
+    "keypoint_features": [3],
+    "keypoint_maps": [3],
+    "object_masks": [2, 3],
+    "autoencoder": [3],
+}
+
+
+def random_obs(batch=2):
+    return torch.randint(0, 256, (batch, 4, 84, 84), dtype=torch.uint8)
+
+
+def store(folder, name, seed=0, **description):
+    """A model with random weights, stored as pretrain_encoders.py stores them."""
+    torch.manual_seed(seed)
+    pretraining = PRETRAININGS[name]()
+    for model_name in pretraining.stored_models():
+        save_encoder(folder / f"{model_name}.pt", model_name, pretraining, {"game": "Pong", **description})
+    return pretraining
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_output_shape_and_frames(name):
+    model, obs = ENCODERS[name]().eval(), random_obs()
+    out = model(obs)
+    assert tuple(out.shape[1:]) == model.output_shape == PUBLISHED_SHAPES[name]
+    for frame in range(4):
+        changed = obs.clone()
+        changed[:, frame] = 255 - changed[:, frame]
+        assert torch.equal(model(changed), out) == (frame not in SEES[name])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_pixels_are_scaled_once(name):
+    """All-white frames reach the first convolution as ones."""
+    model = ENCODERS[name]().eval()
+    seen = {}
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda module, args, output: seen.update(x=args[0]))
+    model(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
+    assert torch.equal(seen["x"], torch.ones(1, len(SEES[name]), 84, 84))
+
+
+def test_parameter_counts():
+    """Convolution k x k from i to o with bias: o (i k k + 1); batch normalisation: 2 a channel; Linear(i, o): o (i + 1)."""
+    conv_bn = lambda i, o, k: o * i * k * k + 2 * o  # noqa: E731
+    trunk = conv_bn(1, 32, 7) + conv_bn(32, 32, 3) + conv_bn(32, 64, 3) + conv_bn(64, 64, 3) + conv_bn(64, 128, 3) + conv_bn(128, 128, 3)
+    expected = {
+        "autoencoder": 32 * 65 + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
+        "state_representation": 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 32 * (64 * 9 + 1) + 512 * (1568 + 1),
+        "keypoint_features": trunk,
+        "keypoint_maps": trunk + 4 * (128 + 1),
+        "object_masks": 32 * (2 * 64 + 1)
+        + 64 * (32 * 16 + 1)
+        + 64 * (64 * 9 + 1)
+        + 512 * (3136 + 1)
+        + 24 * 441 * 513
+        + 2 * 24 * (24 * 9 + 1)
+        + 20 * 25,
+    }
+    assert {name: sum(p.numel() for p in cls().parameters()) for name, cls in ENCODERS.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "state_representation", "keypoint_maps", "object_masks"])
+def test_a_few_steps_lower_the_loss(name):
+    """Ten steps on one small batch of noise and squares: the loss of that batch falls, and every parameter moves."""
+    pretraining = PRETRAININGS[name]()
+    obs = torch.zeros(4, 4, 84, 84, dtype=torch.uint8)
+    for i in range(4):
+        for frame in range(4):
+            obs[i, frame, 10 * i + 4 * frame : 10 * i + 4 * frame + 12, 20:40] = 200
+    later = obs.roll(3, dims=2) if pretraining.offsets[1] else obs
+    before = {key: value.clone() for key, value in pretraining.named_parameters()}
+    optimizer = torch.optim.Adam(pretraining.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(10):
+        loss = pretraining.loss(obs, later, 0.0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(value, before[key]) for key, value in pretraining.named_parameters())
+
+
+def test_info_nce_equals_numpy():
+    queries, keys = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    total = 0.0
+    for place in range(3):
+        for i in range(5):
+            scores = [float(queries[place, i] @ keys[place, j]) for j in range(5)]
+            total -= scores[i] - np.log(np.sum(np.exp(scores)))
+    assert info_nce(queries, keys).item() == pytest.approx(total / 15, rel=1e-5)
+
+
+def test_state_representation_contrasts_places():
+    """Both parts of the loss, place by place, with plain loops over the bilinear forms."""
+    pretraining, obs, later = StateRepresentationPretraining(), random_obs(3), random_obs(3)
+    with torch.no_grad():
+        losses = pretraining.loss(obs, later, 0.0)
+        local, later_local = pretraining.encoder.local_map(obs), pretraining.encoder.local_map(later)
+        vector = pretraining.encoder(obs)
+        w_g, w_l = pretraining.global_local.weight, pretraining.local_local.weight
+        global_total = local_total = 0.0
+        for y in range(7):
+            for x in range(7):
+                global_scores = torch.stack([(w_g @ vector[i]) @ later_local[:, :, y, x].T for i in range(3)])
+                local_scores = torch.stack([(w_l @ local[i, :, y, x]) @ later_local[:, :, y, x].T for i in range(3)])
+                global_total += F.cross_entropy(global_scores, torch.arange(3)).item() / 49
+                local_total += F.cross_entropy(local_scores, torch.arange(3)).item() / 49
+    assert losses["global_local"].item() == pytest.approx(global_total, rel=1e-4)
+    assert losses["local_local"].item() == pytest.approx(local_total, rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(global_total + local_total, rel=1e-4)
+
+
+def test_keypoints_find_a_peak_and_average_two():
+    maps = torch.zeros(1, 3, 21, 21)
+    maps[0, 0, 5, 20] = 100.0  # row 5, column 20
+    maps[0, 1, 0, 0] = maps[0, 1, 20, 10] = 100.0
+    points = keypoints(maps)[0]
+    torch.testing.assert_close(points[0], torch.tensor([1.0, -0.5]))  # x = 20/20*2-1, y = 5/20*2-1
+    torch.testing.assert_close(points[1], torch.tensor([-0.5, 0.0]))
+    torch.testing.assert_close(points[2], torch.tensor([0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_gaussian_maps():
+    maps = gaussian_maps(torch.tensor([[[0.0, -0.5]]]), 21, 21)[0, 0]
+    assert maps[5, 10].item() == pytest.approx(1.0)
+    assert maps[6, 10].item() == pytest.approx(np.exp(-(0.1**2) / 0.1**2), rel=1e-4)  # one cell is 0.1
+    assert maps[7, 13].item() == pytest.approx(np.exp(-(0.2**2 + 0.3**2) / 0.1**2), rel=1e-3)
+
+
+def test_transport_keypoint_by_keypoint():
+    rng = np.random.default_rng(0)
+    f_s, f_t = rng.random((1, 2, 3, 3)), rng.random((1, 2, 3, 3))
+    h_s, h_t = rng.random((1, 2, 3, 3)), rng.random((1, 2, 3, 3))
+    expected = f_s
+    for k in range(2):
+        expected = (1 - h_s[:, k]) * (1 - h_t[:, k]) * expected[0] + h_t[:, k] * f_t[0]
+        expected = expected[None]
+    result = transport(*(torch.from_numpy(a) for a in (f_s, f_t, h_s, h_t)))
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-6)
+
+
+def test_transporter_learns_from_the_target_only():
+    pretraining = PRETRAININGS["keypoint_maps"]().eval()
+    seen = []
+    pretraining.features.network[0].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    pretraining.loss(random_obs(), random_obs(), 0.0)
+    assert seen == [False, True]  # source, then target
+
+
+def test_displace_moves_pixels():
+    frame = torch.rand(1, 1, 84, 84)
+    shift = torch.zeros(1, 2, 84, 84)
+    shift[:, 0], shift[:, 1] = 3.0, -2.0  # look 3 to the right and 2 up
+    moved = displace(frame, shift)
+    torch.testing.assert_close(moved[:, :, 2:, :-3], frame[:, :, :-2, 3:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved[0, 0, 10, 83], frame[0, 0, 8, 83], atol=1e-4, rtol=0)  # the border is clamped
+    half = displace(frame, torch.full((1, 2, 84, 84), 0.5))
+    torch.testing.assert_close(half[0, 0, 4, 4], frame[0, 0, 4:6, 4:6].mean(), atol=1e-4, rtol=0)
+
+
+def test_ssim_equals_numpy():
+    a, b = torch.rand(1, 1, 20, 24), torch.rand(1, 1, 20, 24)
+    distance = np.arange(11) - 5
+    gauss = np.exp(-(distance**2) / (2 * 1.5**2))
+    window = np.outer(gauss, gauss) / gauss.sum() ** 2
+    values = []
+    for y in range(10):
+        for x in range(14):
+            p, q = a[0, 0, y : y + 11, x : x + 11].numpy(), b[0, 0, y : y + 11, x : x + 11].numpy()
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            cov = (window * (p - mp) * (q - mq)).sum()
+            values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    assert ssim(a, b).item() == pytest.approx(np.mean(values), rel=1e-3)
+    assert ssim(a, a).item() == pytest.approx(1.0)
+
+
+def test_object_masks_loss():
+    """Displacement and price from masks and translations by plain sums; the price's weight is the progress of the run."""
+    pretraining, obs = ObjectMasksPretraining(), random_obs()
+    with torch.no_grad():
+        masks = pretraining.encoder(obs)
+        features = pretraining.encoder.features(obs)
+        translations = pretraining.translations(features).view(2, 20, 2)
+        motion = masks[:, :, None] * translations[:, :, :, None, None]  # (B, 20, 2, 84, 84)
+        displacement = 0.84 * (motion.sum(dim=1) + pretraining.camera(features)[:, :, None, None])
+        rebuilt = displace(obs[:, 3:].float() / 255, displacement)
+        dissimilarity = (1 - ssim(rebuilt, obs[:, 2:3].float() / 255)) / 2
+        for progress in (0.0, 0.25, 1.0):
+            losses = pretraining.loss(obs, obs, progress)
+            assert losses["moved_area"].item() == pytest.approx(motion.abs().mean().item(), rel=1e-4)
+            assert losses["loss"].item() == pytest.approx((dissimilarity + progress * motion.abs().mean()).item(), rel=1e-4)
+
+
+def test_schedules_follow_the_run():
+    assert PRETRAININGS["object_masks"]().learning_rate_factor(0.75) == pytest.approx(0.25)
+    transporter = PRETRAININGS["keypoint_maps"]()
+    assert transporter.learning_rate_factor(0.0) == 1.0
+    assert transporter.learning_rate_factor(0.1) == pytest.approx(0.95)
+    assert transporter.learning_rate_factor(0.999) == pytest.approx(0.95**9)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_stored_model_equals_its_file(name, tmp_path):
+    pretraining = store(tmp_path, name)
+    model = load_encoder(tmp_path / f"{name}.pt", "cpu", "Pong")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    stored = torch.load(tmp_path / f"{name}.pt", weights_only=True)["state"]
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, stored[key].to(tensor.dtype)), key  # bit for bit
+        if tensor.is_floating_point():
+            assert tensor.dtype == torch.float32 and stored[key].dtype == torch.float16
+    original = pretraining.stored_models()[name].eval()
+    out, exact = model(random_obs()), original(random_obs())
+    assert out.shape == exact.shape and model.output_shape == PUBLISHED_SHAPES[name]
+    assert model.sha256 == storage.sha256(tmp_path / f"{name}.pt") and model.description["name"] == name
+    whole = load_pretraining(tmp_path, name)
+    for key, tensor in pretraining.state_dict().items():  # decoder and all, within half precision
+        torch.testing.assert_close(whole.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_does_not_overflow(tmp_path):
+    pretraining = PRETRAININGS["keypoint_maps"]()
+    pretraining.keypoints.network[1].running_var.fill_(1e6)  # above 65,504
+    save_encoder(tmp_path / "keypoint_maps.pt", "keypoint_maps", pretraining, {"game": "Pong"})
+    assert load_encoder(tmp_path / "keypoint_maps.pt").network[1].running_var[0] == 1e6
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    store(tmp_path, "autoencoder")
+    path = tmp_path / "autoencoder.pt"
+    payload = torch.load(path, weights_only=True)
+    with pytest.raises(InputError, match="of Pong, not of Breakout"):
+        load_encoder(path, game="Breakout")
+    for change, says in [
+        ({"version": 99}, "format version 99"),
+        ({"name": "resnet"}, "'resnet'; the known ones are"),
+        ({"output_shape": [1, 2, 3]}, r"its output shape is \(1, 2, 3\)"),
+        ({"name": "object_masks", "output_shape": [20, 84, 84]}, "do not fit"),
+        ({"kind": "checkpoint"}, "expected a file of the kind 'encoder'"),
+    ]:
+        storage.save({**payload, **change}, path)
+        with pytest.raises(InputError, match=says):
+            load_encoder(path)
+    with pytest.raises(InputError, match="no such file"):
+        load_encoder(tmp_path / "nothing.pt")

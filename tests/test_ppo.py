@@ -1,0 +1,477 @@
+"""Both training scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume, bad input."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ppo_e2e_atari
+import ppo_wsa_atari
+import storage
+from encoders import ENCODERS, PRETRAININGS, save_encoder
+from storage import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [ppo_e2e_atari, ppo_wsa_atari]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> str:
+    """Stored models with random weights, for Pong and for Breakout: what is tested here does not depend on what they know."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    for game in ("Pong", "Breakout"):
+        for name in ("state_representation", "keypoint_maps", "object_masks", "autoencoder"):
+            pretraining = PRETRAININGS[name]()
+            for stored in pretraining.stored_models():
+                save_encoder(folder / game / f"{stored}.pt", stored, pretraining, {"game": game})
+    return str(folder)
+
+
+@pytest.fixture
+def args(tmp_path, models):
+    """Makes small flags for a script: two games, rollouts of 16 steps, light models."""
+
+    def make(script, **changes):
+        settings = {"num_envs": 2, "num_steps": 16, "total_timesteps": 128, "runs_dir": str(tmp_path / "runs"), "cuda": False}
+        if script is ppo_wsa_atari:
+            settings |= {"encoders": ("state_representation", "keypoint_maps"), "features_dim": 32, "pretrained_dir": models}
+        return script.Args(**{**settings, **changes})
+
+    return make
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+
+
+def separate_advantages(rewards, values, ends, next_value, gamma, lam):
+    """Each advantage as its own sum of (gamma lambda)^k delta_{t+k}, up to the end of the episode or of the rollout (eq. 11 to 16 of
+    Schulman et al. 2016); `ends[t]` says that step t was the last of a life or a game."""
+    num_steps = len(rewards)
+    following = [*values[1:], next_value]
+    advantages = []
+    for t in range(num_steps):
+        total, factor = 0.0, 1.0
+        for k in range(t, num_steps):
+            total += factor * (rewards[k] + (0.0 if ends[k] else gamma * following[k]) - values[k])
+            if ends[k]:
+                break
+            factor *= gamma * lam
+        advantages.append(total)
+    return np.array(advantages)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_advantages_over_hand_made_episodes(script):
+    """Four environments: nothing ends; a life is lost at step 2; a game is over in the last step; a game is cut off at step 3 (its reward
+    holds gamma times the cut state's value) and another one is over at step 5."""
+    rng = np.random.default_rng(0)
+    rewards, values, next_value = rng.normal(size=(8, 4)), rng.normal(size=(8, 4)), rng.normal(size=4)
+    ends = np.zeros((8, 4), dtype=bool)
+    ends[2, 1] = ends[7, 2] = ends[3, 3] = ends[5, 3] = True
+    cut_value, gamma, lam = 0.7, 0.99, 0.95
+    rewards[3, 3] += gamma * cut_value
+    dones = np.vstack([np.zeros((1, 4)), ends[:-1]])  # the script's: done with the step before
+    as_tensor = lambda a: torch.as_tensor(np.asarray(a), dtype=torch.float64)  # noqa: E731
+    advantages, returns = script.compute_advantages(
+        as_tensor(rewards), as_tensor(values), as_tensor(dones), as_tensor(next_value), as_tensor(ends[-1]), gamma, lam
+    )
+    for env in range(4):
+        expected = separate_advantages(rewards[:, env], values[:, env], ends[:, env], next_value[env], gamma, lam)
+        np.testing.assert_allclose(advantages[:, env].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(returns.numpy(), advantages.numpy() + values, rtol=1e-6)
+    # the step that was cut off: its advantage is reward + gamma V(cut) - V(s), nothing of the next game
+    assert advantages[3, 3].item() == pytest.approx(rewards[3, 3] - values[3, 3])
+
+
+class Recorder:
+    """A vector environment that notes down all that goes through it."""
+
+    def __init__(self, envs):
+        self.envs, self.steps = envs, []
+
+    def __getattr__(self, name):
+        return getattr(self.envs, name)
+
+    def reset(self, **options):
+        obs, info = self.envs.reset(**options)
+        self.first = obs.copy(), {key: value.copy() for key, value in info.items()}
+        return obs, info
+
+    def step(self, actions):
+        result = self.envs.step(actions)
+        obs, rewards, terminated, truncated, info = result
+        info = {key: value.copy() for key, value in info.items()}
+        self.steps.append((actions.copy(), obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), info))
+        return result
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Makes a script record its environment and the arguments of each call of compute_advantages."""
+
+    def install(script):
+        recorded = {"rollouts": []}
+        make_envs, compute = script.make_envs, script.compute_advantages
+
+        def recording_envs(*rest):
+            recorded["envs"] = Recorder(make_envs(*rest))
+            return recorded["envs"]
+
+        def recording_compute(*rest):
+            recorded["rollouts"].append([value.clone() if isinstance(value, torch.Tensor) else value for value in rest])
+            result = compute(*rest)
+            recorded["rollouts"][-1].append(result[0])
+            return result
+
+        monkeypatch.setattr(script, "make_envs", recording_envs)
+        monkeypatch.setattr(script, "compute_advantages", recording_compute)
+        return recorded
+
+    return install
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rollout_bootstraps_from_the_cut_games_last_state(script, args, record):
+    """Games of at most 60 frames are cut off within the rollout; nothing scores that early in Pong, so rewards are 0 but where a game was
+    cut: there gamma times the value of the last state of the old game, from the truncated rows of `final_obs`."""
+    recorded = record(script)
+    run = script.main(args(script, total_timesteps=64, num_steps=32, num_minibatches=1, max_frames_per_game=60, learning_rate=0.0))
+    rewards, values, dones, next_value, next_done, gamma, _, _ = recorded["rollouts"][0]
+    agent = script.load_agent(run / "checkpoint.pt")  # a learning rate of 0: these are the weights of the rollout
+    if script is ppo_wsa_atari:
+        value_of = lambda obs: agent.agent.get_value(agent.frozen(torch.from_numpy(obs)))  # noqa: E731
+    else:
+        value_of = lambda obs: agent.get_value(torch.from_numpy(obs))  # noqa: E731
+    obs, cuts = recorded["envs"].first[0], 0
+    done_before = np.zeros(2)
+    with torch.no_grad():
+        for t, (_, next_obs, reward, terminated, truncated, info) in enumerate(recorded["envs"].steps[:32]):
+            np.testing.assert_allclose(values[t].numpy(), value_of(obs).numpy(), atol=1e-4)
+            np.testing.assert_array_equal(dones[t].numpy(), done_before)
+            for env in range(2):
+                expected = float(np.sign(reward[env]))
+                if truncated[env] and not terminated[env]:
+                    expected += gamma * value_of(info["final_obs"][env : env + 1]).item()
+                    cuts += 1
+                assert rewards[t, env].item() == pytest.approx(expected, abs=1e-4)
+            obs, done_before = next_obs, (terminated | truncated).astype(float)
+        np.testing.assert_allclose(next_value.numpy(), value_of(obs).numpy(), atol=1e-4)
+    np.testing.assert_array_equal(next_done.numpy(), done_before)
+    assert cuts >= 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_breakout_logs_raw_scores_of_whole_games(script, args, record):
+    """What the log says of each game is what the emulator played between two restarts of its own clock, over all lives."""
+    recorded = record(script)
+    run = script.main(
+        args(script, env_id="ALE/Breakout-v5", total_timesteps=2048, num_envs=4, num_steps=128, update_epochs=1, num_minibatches=1)
+    )
+    score, length, frame = np.zeros(4), np.zeros(4), recorded["envs"].first[1]["episode_frame_number"]
+    lives, lost = recorded["envs"].first[1]["lives"], 0
+    expected_scores, expected_lengths = [], []
+    for i, (_, _, reward, terminated, _, info) in enumerate(recorded["envs"].steps):
+        score, length = score + reward, length + 1
+        over = info["episode_frame_number"] < frame
+        lost += int((terminated & (info["lives"] < lives)).sum())
+        for env in np.flatnonzero(over):
+            expected_scores.append(((i + 1) * 4, score[env]))
+            expected_lengths.append(((i + 1) * 4, length[env]))
+        score[over] = length[over] = 0
+        frame, lives = info["episode_frame_number"], info["lives"]
+    assert len(expected_scores) >= 4 and lost >= 16
+    assert scalars(run, "charts/episodic_return") == expected_scores
+    assert scalars(run, "charts/episodic_length") == expected_lengths
+    dones = torch.cat([rollout[2] for rollout in recorded["rollouts"]])  # a lost life is a terminal for learning
+    assert int(dones.sum()) >= lost
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_losses_of_a_first_minibatch(script, args, record):
+    """One epoch, one minibatch: the policy is still the rollout's, so the ratio is 1, the policy's loss is minus the mean of normalised
+    advantages (0), and the value's loss is the mean squared advantage, not halved."""
+    recorded = record(script)
+    run = script.main(args(script, total_timesteps=32, update_epochs=1, num_minibatches=1))
+    advantages = recorded["rollouts"][0][-1]
+    assert scalars(run, "losses/value_loss")[0][1] == pytest.approx(advantages.square().mean().item(), rel=1e-3)
+    for tag in ("policy_loss", "approx_kl", "old_approx_kl", "clipfrac"):
+        assert scalars(run, f"losses/{tag}")[0][1] == pytest.approx(0.0, abs=1e-5)
+    assert scalars(run, "losses/entropy")[0][1] == pytest.approx(np.log(6), abs=0.01)  # Pong has 6 actions
+
+
+TAGS = ["losses/value_loss", "losses/policy_loss", "losses/entropy", "losses/approx_kl", "losses/explained_variance"]
+
+
+def test_kept_embeddings_equal_recomputed_ones(args, tmp_path):
+    """The paper's maps and vectors (all but the Transporter's large one): the same run from kept and from recomputed embeddings."""
+    encoders = ("state_representation", "keypoint_maps", "object_masks")
+    runs = [
+        ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=encoders, recompute_embeddings=recompute, exp_name=f"recompute_{recompute}"))
+        for recompute in (False, True)
+    ]
+    for tag in [*TAGS, "weights/object_masks", "weights/entropy"]:
+        kept, recomputed = scalars(runs[0], tag), scalars(runs[1], tag)
+        assert [step for step, _ in kept] == [32, 64, 96, 128]
+        np.testing.assert_allclose([v for _, v in kept], [v for _, v in recomputed], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_same_seed_same_numbers(script, args):
+    runs = [script.main(args(script, exp_name=name)) for name in ("first", "second")]
+    first, second = (storage.load(run / "checkpoint.pt", "checkpoint") for run in runs)
+    assert all(torch.equal(first["agent"][key], second["agent"][key]) for key in first["agent"])
+    for tag in TAGS:
+        assert scalars(runs[0], tag) == scalars(runs[1], tag) != []
+    other = storage.load(script.main(args(script, exp_name="third", seed=2)) / "checkpoint.pt", "checkpoint")
+    assert not all(torch.equal(first["agent"][key], other["agent"][key]) for key in first["agent"])
+
+
+def test_frozen_models_stay_as_stored(args, models, monkeypatch):
+    """After the agent is built and trained, every frozen weight equals its file, is in evaluation mode and has no gradient; what is trained
+    has moved. (The published code initialises its State Encoder anew.)"""
+    kept = []
+    original = ppo_wsa_atari.FrozenModels
+
+    class Spy(original):
+        def __init__(self, *rest):
+            super().__init__(*rest)
+            kept.append(self)
+
+    monkeypatch.setattr(ppo_wsa_atari, "FrozenModels", Spy)
+    run = ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=("state_representation", "keypoint_features", "keypoint_maps", "object_masks")))
+    frozen = kept[0]
+    assert set(frozen.models) == set(ENCODERS)
+    for name, model in frozen.models.items():
+        stored = torch.load(Path(models) / "Pong" / f"{name}.pt", weights_only=True)["state"]
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, stored[key].to(tensor.dtype)), (name, key)
+        assert not any(module.training for module in model.modules())
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert not any("frozen" in key or "models" in key for key in checkpoint["agent"])  # only what was trained
+    torch.manual_seed(1)
+    fresh = ppo_wsa_atari.Agent(frozen.shapes, 6, ppo_wsa_atari.Args(**checkpoint["args"])).state_dict()
+    assert all(not torch.equal(fresh[key], value) for key, value in checkpoint["agent"].items())
+
+
+def test_weights_are_logged(args):
+    run = ppo_wsa_atari.main(args(ppo_wsa_atari))
+    sums = np.array([value for _, value in scalars(run, "weights/state_representation")])
+    sums += np.array([value for _, value in scalars(run, "weights/keypoint_maps")])
+    np.testing.assert_allclose(sums, 1.0, atol=1e-5)
+    entropy = [value for _, value in scalars(run, "weights/entropy")]
+    assert len(entropy) == 4 and all(0 <= value <= np.log(2) + 1e-6 for value in entropy)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume_goes_on(script, args, monkeypatch):
+    """Stopped by Ctrl-C in the third of four iterations, resumed: the same schedule, step count and optimiser as the run that was not
+    stopped, and no step twice in the log."""
+    whole = script.main(args(script, exp_name="whole"))
+    compute, calls = script.compute_advantages, []
+
+    def interrupt_in_third(*rest):
+        calls.append(0)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return compute(*rest)
+
+    monkeypatch.setattr(script, "compute_advantages", interrupt_in_third)
+    run = script.main(args(script, exp_name="stopped"))
+    stopped = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert (stopped["global_step"], stopped["iteration"]) == (96, 3)
+    assert script.main(args(script, exp_name="stopped", resume=str(run / "checkpoint.pt"))).resolve() == run.resolve()
+    finished, reference = (storage.load(folder / "checkpoint.pt", "checkpoint") for folder in (run, whole))
+    assert finished["global_step"] == reference["global_step"] == 128
+    assert finished["optimizer"]["param_groups"] == reference["optimizer"]["param_groups"]  # the learning rate too
+    steps = [state["step"].item() for state in finished["optimizer"]["state"].values()]
+    assert steps == [4 * 4 * 4.0] * len(steps)  # iterations x epochs x minibatches
+    for tag in ("charts/learning_rate", "charts/clip_coef"):
+        assert scalars(run, tag) == scalars(whole, tag)
+    assert scalars(run, "losses/value_loss")[:3] == scalars(whole, "losses/value_loss")[:3]
+    assert [step for step, _ in scalars(run, "losses/value_loss")] == [32, 64, 96, 128]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_killed_run_leaves_no_double_stretch(script, args, monkeypatch):
+    """Killed after four iterations with a checkpoint of the second: the resumed run repeats two, TensorBoard shows each step once."""
+    compute, calls = script.compute_advantages, []
+
+    def die_in_fifth(*rest):
+        calls.append(0)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return compute(*rest)
+
+    monkeypatch.setattr(script, "compute_advantages", die_in_fifth)
+    flags = args(script, total_timesteps=192, checkpoint_interval=64, exp_name="killed")
+    with pytest.raises(KeyboardInterrupt):
+        script.main(flags)
+    (run,) = Path(flags.runs_dir).glob("*__killed__*")
+    path = run / "checkpoint.pt"
+    checkpoint = storage.load(path, "checkpoint")
+    assert checkpoint["global_step"] == 128  # 64, 128 were saved; now as if the second save had not happened
+    earlier = {**checkpoint, "global_step": 64, "iteration": 2}
+    storage.save(earlier, path)
+    script.main(args(script, total_timesteps=192, checkpoint_interval=64, resume=str(path)))
+    assert [step for step, _ in scalars(run, "losses/value_loss")] == [32, 64, 96, 128, 160, 192]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_saved_agent_acts(script, args, models):
+    run = script.main(args(script))
+    agent, other = (script.load_agent(run / "checkpoint.pt", "cpu") for _ in range(2))
+    obs = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    greedy = agent.act(obs, greedy=True)
+    assert isinstance(greedy, np.ndarray) and greedy.shape == (5,) and set(greedy) <= set(range(6))
+    np.testing.assert_array_equal(greedy, other.act(obs, greedy=True))
+    assert torch.equal(agent.act(torch.from_numpy(obs), greedy=True), torch.from_numpy(greedy))
+    drawn = np.stack([agent.act(obs, greedy=False) for _ in range(50)])
+    assert len(np.unique(drawn)) == 6  # the policy is still nearly uniform
+    assert type(storage.load_agent(run / "checkpoint.pt")) is type(agent)
+
+
+def test_evaluation_decides_what_is_best(args):
+    run = ppo_e2e_atari.main(args(ppo_e2e_atari, eval_interval=64, eval_episodes=1, total_timesteps=64))
+    ((step, value),) = scalars(run, "eval/episodic_return")
+    best = storage.load(run / "best.pt", "checkpoint")
+    assert step == 64 and best["global_step"] == 64 and best["best_return"] == value and -21 <= value <= 21
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
+    run = script.main(args(script))
+    path = str(run / "checkpoint.pt")
+    before = (run / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError, match=r"--learning-rate was 0.00025, now 0.001"):
+        script.main(args(script, resume=path, learning_rate=1e-3, total_timesteps=256))
+    with pytest.raises(InputError, match="--seed was 1, now 3"):
+        script.main(args(script, resume=path, seed=3, total_timesteps=256))
+    with pytest.raises(InputError, match="has done its 128 steps; raise --total-timesteps"):
+        script.main(args(script, resume=path))
+    other = SCRIPTS[1 - SCRIPTS.index(script)]
+    with pytest.raises(InputError, match=f"a checkpoint of {script.SCRIPT}.py, not of {other.SCRIPT}.py"):
+        other.main(args(other, resume=path))
+    with pytest.raises(InputError, match="no such file"):
+        script.main(args(script, resume=str(tmp_path / "nothing.pt")))
+    assert (run / "checkpoint.pt").read_bytes() == before
+    (run / "checkpoint.pt").write_bytes(before[: len(before) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        script.main(args(script, resume=path, total_timesteps=256))
+    with pytest.raises(InputError, match="damaged"):
+        storage.load_agent(path)
+
+
+def test_another_stored_model_is_refused(args, models, tmp_path):
+    """A model that was trained again must not slip under an agent."""
+    folder = tmp_path / "own" / "Pong"
+    folder.mkdir(parents=True)
+    for name in ("state_representation", "keypoint_maps", "autoencoder"):
+        (folder / f"{name}.pt").write_bytes((Path(models) / "Pong" / f"{name}.pt").read_bytes())
+    flags = {"pretrained_dir": str(folder.parent)}
+    run = ppo_wsa_atari.main(args(ppo_wsa_atari, **flags))
+    save_encoder(folder / "autoencoder.pt", "autoencoder", PRETRAININGS["autoencoder"](), {"game": "Pong"})
+    for open_it in (
+        lambda: ppo_wsa_atari.load_agent(run / "checkpoint.pt"),
+        lambda: ppo_wsa_atari.main(args(ppo_wsa_atari, resume=str(run / "checkpoint.pt"), total_timesteps=256, **flags)),
+    ):
+        with pytest.raises(InputError, match="the stored autoencoder is not the one"):
+            open_it()
+    assert ppo_wsa_atari.load_agent(run / "checkpoint.pt", pretrained_dir=models) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env_id": "PongNoFrameskip-v4"}, "--env-id ALE/Pong-v5"),
+        ({"num_minibatches": 3}, "--num-minibatches 3 does not divide the 32 steps"),
+        ({"num_minibatches": 32}, "a minibatch of 1"),
+        ({"total_timesteps": 31}, "less than one rollout"),
+        ({"num_envs": 0}, "--num-envs must be at least 1"),
+        ({"cuda": True}, "no CUDA device"),
+    ],
+)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bad_flags_are_refused(script, args, changes, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = args(script, **changes)
+    with pytest.raises(InputError, match=says):
+        script.main(flags)
+    assert not Path(flags.runs_dir).exists()  # refused before anything was made
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"encoders": ("resnet",)}, "resnet: no such model; the known ones are state_representation"),
+        ({"encoders": ()}, "at least one model"),
+        ({"encoders": ("autoencoder", "autoencoder")}, "none twice"),
+        ({"combiner": "average"}, "average: no such mode; the known ones are wsa"),
+        ({"env_id": "ALE/Freeway-v5"}, "python pretrain_encoders.py --env-id ALE/Freeway-v5 --encoders state_representation keypoint_maps"),
+    ],
+)
+def test_bad_models_are_refused(args, changes, says):
+    with pytest.raises(InputError, match=says):
+        ppo_wsa_atari.main(args(ppo_wsa_atari, **changes))
+
+
+def test_a_damaged_or_foreign_model_is_refused(args, models, tmp_path):
+    folder = tmp_path / "own" / "Pong"
+    folder.mkdir(parents=True)
+    for name in ("keypoint_maps", "autoencoder"):
+        (folder / f"{name}.pt").write_bytes((Path(models) / "Pong" / f"{name}.pt").read_bytes())
+    target = folder / "state_representation.pt"
+    whole = (Path(models) / "Pong" / target.name).read_bytes()
+    flags = {"pretrained_dir": str(folder.parent)}
+    for content, says in [
+        (whole[:1000], "damaged"),
+        ((Path(models) / "Breakout" / target.name).read_bytes(), "of Breakout, not of Pong"),
+    ]:
+        target.write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            ppo_wsa_atari.main(args(ppo_wsa_atari, **flags))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(args, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        ppo_e2e_atari.main(args(ppo_e2e_atari, runs_dir=str(tmp_path / "file")))
+
+
+def run_script(*command, **options):
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("script", ["ppo_e2e_atari.py", "ppo_wsa_atari.py", "pretrain_encoders.py", "probe_encoders.py"])
+def test_a_person_sees_one_sentence(script):
+    result = run_script(script, "--env-id", "PongNoFrameskip-v4")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines() == [
+        "error: --env-id PongNoFrameskip-v4: this project uses Gymnasium's present ids; write --env-id ALE/Pong-v5."
+    ]
+
+
+def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
+    """The flags of the first command need not be repeated; Ctrl-C ends it cleanly and the next command goes on."""
+    flags = ["--num-envs", "2", "--num-steps", "16", "--runs-dir", str(tmp_path), "--torch-threads", "1"]
+    first = subprocess.Popen(
+        [sys.executable, "ppo_e2e_atari.py", "--total-timesteps", "1000000", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    first.stdout.readline()  # it says that it has begun
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 0 and "stopped at step" in out
+    (run,) = tmp_path.iterdir()
+    done = storage.load(run / "checkpoint.pt", "checkpoint")["global_step"]
+    result = run_script("ppo_e2e_atari.py", "--resume", str(run / "checkpoint.pt"), "--total-timesteps", str(done + 64))
+    assert result.returncode == 0, result.stderr
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["global_step"] == done + 64 and checkpoint["args"]["num_steps"] == 16
