@@ -1,7 +1,7 @@
 """Proximal Policy Optimization on Atari, end to end from pixels: the baseline that Weight Sharing Attention is compared with.
 
     python ppo_e2e_atari.py --env-id ALE/Pong-v5                 # the published length: 10,000,000 steps
-    python ppo_e2e_atari.py --total-timesteps 1000000 --seed 2   # a run of an hour on a CPU
+    python ppo_e2e_atari.py --total-timesteps 1000000 --seed 2   # a run of one to two hours on a CPU
     python ppo_e2e_atari.py --resume runs/<run_name>/checkpoint.pt
     tensorboard --logdir runs
 
@@ -410,7 +410,8 @@ def main(args: Args) -> Path:
         if last_games:
             progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
 
-        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games
+        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
+        # there is a first evaluation, or 100 games
         last = interrupted.is_set() or iteration == num_iterations
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
@@ -423,6 +424,8 @@ def main(args: Args) -> Path:
             candidate = float(np.mean(last_games))
         if candidate is not None and candidate > best_return:
             best_return = candidate
+            save(run_dir / "best.pt", iteration)
+        elif save_now and best_return == -float("inf"):
             save(run_dir / "best.pt", iteration)
         if save_now:
             writer.flush()

@@ -1,11 +1,11 @@
 """Weight Sharing Attention: PPO on Atari that sees through several frozen, pre-trained models and learns how to weigh them.
 
-    python ppo_wsa_atari.py --env-id ALE/Pong-v5                                              # the paper's four models, 10,000,000 steps
-    python ppo_wsa_atari.py --encoders state_representation autoencoder --total-timesteps 500000   # light models: an hour on a CPU
-    python ppo_wsa_atari.py --resume runs/<run_name>/checkpoint.pt
+    python ppo_wsa_atari.py --env-id ALE/Pong-v5                             # the paper's four models, 10,000,000 steps
+    python ppo_wsa_atari.py --encoders state_representation autoencoder      # light models, for a CPU
+    python ppo_wsa_atari.py --resume runs/<run_name>/checkpoint.pt           # go on
     tensorboard --logdir runs
 
-Piccoli, Li, Carfi, Lomonaco, Bacciu: "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement Learning" (arXiv
+Piccoli, Li, Carfì, Lomonaco, Bacciu: "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement Learning" (arXiv
 2507.07197). PPO: Schulman et al. 2017 (arXiv 1707.06347). The models come from pretrain_encoders.py (encoders/), the combination is in
 combiners/wsa.py. PPO here is that of ppo_e2e_atari.py, acting on embeddings in place of pixels.
 
@@ -400,10 +400,11 @@ def main(args: Args) -> Path:
         f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, {kept_bytes / 1e9:.2f} GB of kept embeddings; {run_dir}"
     )
 
-    # Storage of one rollout; row step * num_envs + env of `b_obs` and `b_embeddings` belongs to that step of that environment
-    b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device)
+    # Storage of one rollout; row step * num_envs + env of `b_obs` or `b_embeddings` belongs to that step of that environment
     b_embeddings = {}
-    if not args.recompute_embeddings:
+    if args.recompute_embeddings:
+        b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device)
+    else:
         for name, shape in frozen.shapes.items():
             layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
             b_embeddings[name] = torch.zeros((batch_size, *shape), device=device).to(memory_format=layout)
@@ -441,7 +442,8 @@ def main(args: Args) -> Path:
                 embeddings = frozen(next_obs)
                 action, logprob, _, value = agent.get_action_and_value(embeddings)
             rows = slice(step * args.num_envs, (step + 1) * args.num_envs)
-            b_obs[rows] = next_obs
+            if args.recompute_embeddings:
+                b_obs[rows] = next_obs
             for name, kept in b_embeddings.items():
                 kept[rows] = embeddings[name]
             actions[step], logprobs[step], values[step] = action, logprob, value
@@ -523,7 +525,8 @@ def main(args: Args) -> Path:
         if last_games:
             progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
 
-        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games
+        # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
+        # there is a first evaluation, or 100 games
         last = interrupted.is_set() or iteration == num_iterations
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
@@ -536,6 +539,8 @@ def main(args: Args) -> Path:
             candidate = float(np.mean(last_games))
         if candidate is not None and candidate > best_return:
             best_return = candidate
+            save(run_dir / "best.pt", iteration)
+        elif save_now and best_return == -float("inf"):
             save(run_dir / "best.pt", iteration)
         if save_now:
             writer.flush()

@@ -1,0 +1,76 @@
+"""The models for Pong that are in the repository: each has learnt something, judged on new games that no model was trained on."""
+
+import csv
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from encoders import ENCODERS, PRETRAININGS, load_encoder, load_pretraining
+from pretrain_encoders import Args, FrameData, collect_frames
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "pretrained" / "Pong"
+PAPER_MODELS = ["state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"]
+
+
+@pytest.fixture(scope="module")
+def new_games(tmp_path_factory) -> FrameData:
+    """Random games with seeds of their own; all of them are new to the models."""
+    folder = tmp_path_factory.mktemp("new_games")
+    collect_frames(Args(seed=987), folder, 3000, torch.device("cpu"), threading.Event())
+    return FrameData(folder, 0.5, 0)
+
+
+@torch.no_grad()
+def loss_on(pretraining, data: FrameData) -> float:
+    pretraining.eval()
+    obs, later_obs = data.sample("validation", 64, pretraining.offsets, np.random.default_rng(0))
+    return pretraining.loss(obs, later_obs, 1.0)["loss"].item()
+
+
+def test_they_are_small_and_say_what_they_are():
+    files = {path.stem: path for path in FOLDER.glob("*.pt")}
+    assert set(PAPER_MODELS) <= set(files)
+    assert sum(path.stat().st_size for path in files.values()) <= 25e6
+    for name, path in files.items():
+        model = load_encoder(path, game="Pong")
+        about = model.description
+        assert about["name"] == name and about["env_id"] == "ALE/Pong-v5"
+        assert about["data"]["frames"] == 100_000 and about["data"]["expert_fraction"] == 0.0
+        stored = torch.load(path, weights_only=True)["state"]
+        assert all(tensor.dtype == torch.float16 for tensor in stored.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_each_beats_its_random_initialisation(name, new_games):
+    torch.manual_seed(1)
+    assert loss_on(load_pretraining(FOLDER, name), new_games) < 0.9 * loss_on(PRETRAININGS[name](), new_games)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "keypoint_features"])
+def test_reconstructions_beat_the_median_frame(name, new_games):
+    pretraining = load_pretraining(FOLDER, name)
+    obs, _ = new_games.sample("training", 1000, (0, 0), np.random.default_rng(1))
+    median = obs[:, -1].float().median(dim=0).values / 255
+    _, target = new_games.sample("validation", 64, pretraining.offsets, np.random.default_rng(0))
+    of_median = F.mse_loss(median.expand(64, -1, -1), target[:, -1].float() / 255).item()
+    assert loss_on(pretraining, new_games) < of_median
+
+
+def test_probes_beat_those_of_random_initialisations():
+    """The stored table of linear probes (made by probe_encoders.py): for ball and paddles together each model beats its initialisation, but
+    those that the README names."""
+    with open(ROOT / "benchmark" / "probes_Pong.csv", newline="") as file:
+        rows = {(row["model"], row["weights"]): row for row in csv.DictReader(file)}
+    readme = (ROOT / "README.md").read_text()
+    for name in PAPER_MODELS:
+        trained, untrained = (
+            np.mean([float(rows[name, weights][f"f1_{kind}"]) for kind in ("ball", "player", "enemy")])
+            for weights in ("trained", "untrained")
+        )
+        assert trained > untrained or f"`{name}` does not beat its random initialisation" in readme
+    assert set(ENCODERS) >= set(PAPER_MODELS)
