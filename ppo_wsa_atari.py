@@ -14,7 +14,6 @@ each frozen model sees each observation once), advantages, update (which reads t
 """
 
 import functools
-import math
 import signal
 import sys
 import threading
@@ -34,9 +33,10 @@ from tqdm import tqdm
 
 import storage
 from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
-from combiners import COMBINERS
+from combiners import COMBINERS, Reservoir, WeightedSum, options_of
 from combiners.adapters import layer_init
 from encoders import ENCODERS, load_encoder
+from encoders.own_model import make_own_model
 from storage import InputError
 
 SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
@@ -62,11 +62,15 @@ class Args:
     """a game is cut off after so many emulator frames (not a terminal: its last state keeps its value)"""
 
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
-    """the frozen models to combine; the default is the paper's four"""
+    """the frozen models to combine (the default: the paper's four); my_module:MyEncoder takes a model of your own"""
     context_encoder: str = "autoencoder"
-    """the frozen model that gives the context in which the others are weighed"""
+    """the frozen model that gives the context in which the others are weighed; random: the autoencoder's network, untrained"""
+    untrained_encoders: bool = False
+    """a control: the models of --encoders with random weights"""
+    schedule: tuple[str, ...] = ()
+    """models that come and go, at the first rollout from that step on: add:object_masks:200000 drop:state_representation:400000"""
     combiner: str = "wsa"
-    """how they are combined"""
+    """how they are combined: wsa, the paper's rivals, or the controls uniform and random_weights"""
     features_dim: int = 256
     """width of adapted embeddings, context and state: the paper's d"""
     hidden_sizes: tuple[int, ...] = (256,)
@@ -75,6 +79,18 @@ class Args:
     """activation of these layers (the paper's large policy: relu)"""
     pretrained_dir: str = "pretrained"
     """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    scorer_activation: Literal["relu", "none"] | None = None
+    """wsa: last activation of the shared weight network (none given: relu, the published one, which can die)"""
+    weights_ent_coef: float = 0.0
+    """wsa, dot_product: weight of the weights' entropy in the loss (it is added to what is maximised)"""
+    cnn_layers: int | None = None
+    """cnn: convolutions, 1 to 3 (none given: 1)"""
+    reservoir_units: int | None = None
+    """reservoir: units (none given: 1024)"""
+    reservoir_spectral_radius: float | None = None
+    """reservoir: largest absolute eigenvalue of the recurrent weights (none given: 0.9)"""
+    reservoir_input_scale: float | None = None
+    """reservoir: standard deviation of the input weights (none given: 1.0, the published one)"""
     recompute_embeddings: bool = False
     """run the frozen models again for each minibatch, the plain way, in place of keeping a rollout's embeddings: slow, to compare"""
 
@@ -125,13 +141,30 @@ MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "c
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
-    unknown = [name for name in (*args.encoders, args.context_encoder) if name not in ENCODERS]
+    known = f"the known ones are {', '.join(ENCODERS)}, and module:name for a model of your own"
+    unknown = [spec for spec in args.encoders if spec not in ENCODERS and ":" not in spec]
+    if args.context_encoder not in (*ENCODERS, "random") and ":" not in args.context_encoder:
+        unknown.append(args.context_encoder)
     if unknown:
-        raise InputError(f"{', '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
-    if not args.encoders or len(set(args.encoders)) < len(args.encoders):
+        raise InputError(f"{', '.join(unknown)}: no such model; {known}.")
+    names = [short_name(spec) for spec in args.encoders]
+    if not names or len(set(names)) < len(names):
         raise InputError(f"--encoders {' '.join(args.encoders)}: name at least one model, and none twice.")
     if args.combiner not in COMBINERS:
         raise InputError(f"--combiner {args.combiner}: no such mode; the known ones are {', '.join(COMBINERS)}.")
+    for option in {option for mode in COMBINERS for option in options_of(mode)} - set(options_of(args.combiner)):
+        if getattr(args, option) is not None:
+            owner = next(mode for mode in COMBINERS if option in options_of(mode))
+            raise InputError(f"--{option.replace('_', '-')} is an option of --combiner {owner}, not of {args.combiner}.")
+    if args.cnn_layers not in (None, 1, 2, 3):
+        raise InputError(f"--cnn-layers must be 1, 2 or 3, not {args.cnn_layers}.")
+    if args.reservoir_units is not None and args.reservoir_units < 1:
+        raise InputError(f"--reservoir-units must be at least 1, not {args.reservoir_units}.")
+    if args.weights_ent_coef and args.combiner not in ("wsa", "dot_product"):
+        raise InputError(f"--weights-ent-coef is an option of --combiner wsa and dot_product, not of {args.combiner}.")
+    if args.combiner == "reservoir" and args.recompute_embeddings:
+        raise InputError("--recompute-embeddings does not go with --combiner reservoir: its states follow one another in time.")
+    parse_schedule(args)
     if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")
     for name in (
@@ -159,66 +192,163 @@ def check_args(args: Args) -> None:
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
 
 
-class FrozenModels(nn.Module):
-    """The stored models that an agent sees through: never trained, never initialised anew, always in evaluation mode."""
+@dataclass
+class Change:
+    """A model that comes or goes, at the first rollout that starts at or after `step`."""
 
-    def __init__(self, env_id: str, names: tuple[str, ...], pretrained_dir: str):
-        """Open each model of `names` once; raises InputError, with the command that makes them, if some are missing."""
+    kind: Literal["add", "drop"]
+    spec: str
+    step: int
+
+
+def parse_schedule(args: Args) -> list[Change]:
+    """The changes of --schedule in the order in which they happen.
+
+    Raises:
+        InputError: not of the form kind:model:step; the mode cannot change its set; a model is added twice, removed where it is not, or is
+            the last one.
+    """
+    changes = []
+    for entry in args.schedule:
+        kind, _, rest = entry.partition(":")
+        spec, _, step = rest.rpartition(":")
+        if kind not in ("add", "drop") or not spec or not step.isdecimal():
+            raise InputError(f"--schedule {entry}: write add:<model>:<step> or drop:<model>:<step>.")
+        if kind == "add" and spec not in ENCODERS and ":" not in spec:
+            raise InputError(f"--schedule {entry}: no such model; the known ones are {', '.join(ENCODERS)}.")
+        changes.append(Change(kind, spec, int(step)))
+    if changes and not issubclass(COMBINERS[args.combiner], WeightedSum):
+        raise InputError(f"--schedule: --combiner {args.combiner} is built for one set of models; wsa takes any.")
+    changes.sort(key=lambda change: change.step)
+    present = [short_name(spec) for spec in args.encoders]
+    for change in changes:
+        name = short_name(change.spec)
+        if change.kind == "add" and name in present:
+            raise InputError(f"--schedule add:{change.spec}:{change.step}: {name} is there already at that step.")
+        if change.kind == "drop" and name not in present:
+            raise InputError(f"--schedule drop:{change.spec}:{change.step}: {name} is not there at that step.")
+        if change.kind == "drop" and len(present) == 1:
+            raise InputError(f"--schedule drop:{change.spec}:{change.step}: {name} is the last model then; one must remain.")
+        present = [*present, name] if change.kind == "add" else [other for other in present if other != name]
+    return changes
+
+
+def short_name(spec: str) -> str:
+    """What a model is called in logs and checkpoints: "object_masks", or for one's own "my_module:MyEncoder" its last part."""
+    return spec.rpartition(":")[2]
+
+
+class FrozenModels(nn.Module):
+    """The models that an agent sees through: never trained, never initialised anew after they were made, always in evaluation mode.
+
+    `sha256` has the hash of each one that comes from a file; the others (one's own, untrained ones) are in `own`, and a checkpoint keeps
+    their weights.
+    """
+
+    def __init__(self, args: Args, pretrained_dir: str | None = None):
+        """Open or make each model that the run will need once; raises InputError, with the command that makes them, if some are missing."""
         super().__init__()
-        folder = Path(pretrained_dir) / game_name(env_id)
-        missing = [name for name in names if not (folder / f"{name}.pt").is_file()]
+        folder, game = Path(pretrained_dir or args.pretrained_dir) / game_name(args.env_id), game_name(args.env_id)
+        specs = {short_name(spec): spec for spec in (*args.encoders, *(change.spec for change in parse_schedule(args)))}
+        untrained = set(specs) & set(ENCODERS) if args.untrained_encoders else set()
+        self.context_name = None
+        if COMBINERS[args.combiner].uses_context:
+            self.context_name = short_name(args.context_encoder)
+            if self.context_name in untrained:  # the context stays what it is; it is not the untrained model of the same name
+                self.context_name = f"context_{self.context_name}"
+            specs[self.context_name] = args.context_encoder
+        stored = {name: spec for name, spec in specs.items() if spec in ENCODERS and name not in untrained}
+        missing = [spec for spec in stored.values() if not (folder / f"{spec}.pt").is_file()]
         if missing:
             raise InputError(
                 f"{folder}: no stored {', '.join(missing)}; make them with "
-                f"python pretrain_encoders.py --env-id {env_id} --encoders {' '.join(missing)} --pretrained-dir {pretrained_dir}"
+                f"python pretrain_encoders.py --env-id {args.env_id} --encoders {' '.join(missing)} --pretrained-dir {folder.parent}"
             )
-        self.models = nn.ModuleDict({name: load_encoder(folder / f"{name}.pt", game=game_name(env_id)) for name in names})
-        self.sha256 = {name: model.sha256 for name, model in self.models.items()}
+        self.models, self.sha256 = nn.ModuleDict(), {}
+        for i, (name, spec) in enumerate(specs.items()):
+            if name in stored:
+                self.models[name] = load_encoder(folder / f"{spec}.pt", game=game)
+                self.sha256[name] = self.models[name].sha256
+            else:
+                with torch.random.fork_rng():  # random weights of its own, so that nothing else's randomness moves
+                    torch.manual_seed(args.seed * 1000 + i)
+                    self.models[name] = make_own_model(spec, ENCODERS)
         self.shapes = {name: tuple(model.output_shape) for name, model in self.models.items()}
-        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # the faster layout for convolutions
+
+    @property
+    def own(self) -> dict[str, nn.Module]:
+        return {name: model for name, model in self.models.items() if name not in self.sha256}
+
+    def wanted(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The models named and the context, each once."""
+        return tuple(dict.fromkeys((*names, self.context_name) if self.context_name else names))
 
     @torch.no_grad()
-    def forward(self, obs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)}."""
-        return {name: model(obs) for name, model in self.models.items()}
+    def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
+        return {name: self.models[name](obs).float() for name in self.wanted(names)}
 
 
 class Agent(nn.Module):
     """All that is trained: the combiner (adapters and shared weight network), a policy head and a value head.
 
-    It sees embeddings, {name: (B, *shape)}, as `FrozenModels` gives them.
+    It sees embeddings, {name: (B, *shape)}, as `FrozenModels` gives them; with the reservoir {"reservoir": (B, units)}, its state.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], num_actions: int, args: Args):
+    def __init__(self, shapes: dict[str, tuple[int, ...]], context_name: str | None, num_actions: int, args: Args):
         super().__init__()
-        self.names, self.context_name = args.encoders, args.context_encoder
+        self.names, self.context_name = tuple(short_name(spec) for spec in args.encoders), context_name
+        options = {name: getattr(args, name) for name in options_of(args.combiner) if getattr(args, name) is not None}
         self.combiner = COMBINERS[args.combiner](
-            {name: shapes[name] for name in self.names}, shapes[self.context_name], features_dim=args.features_dim
+            {name: shapes[name] for name in self.names}, shapes.get(context_name), features_dim=args.features_dim, **options
         )
         self.actor = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, num_actions, gain=0.01)
         self.critic = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, 1, gain=1.0)
         self.to(memory_format=torch.channels_last)
 
-    def features(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
-        """{name: (B, *shape)} -> the state that the heads see (B, out_dim)."""
-        return self.combiner({name: embeddings[name] for name in self.names}, embeddings[self.context_name])
+    def combiner_inputs(self, embeddings: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        return {name: embeddings[name] for name in self.names}, embeddings.get(self.context_name)
 
-    def attention(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
-        """{name: (B, *shape)} -> each model's weight (B, N), for modes that weigh."""
-        return self.combiner.attention({name: embeddings[name] for name in self.names}, embeddings[self.context_name])
+    def features(self, embeddings: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The state that the heads see (B, out_dim) and, for modes that weigh, the weights (B, N)."""
+        if isinstance(self.combiner, Reservoir):
+            return embeddings["reservoir"], None
+        if isinstance(self.combiner, WeightedSum):
+            return self.combiner.state_and_weights(*self.combiner_inputs(embeddings))
+        return self.combiner(*self.combiner_inputs(embeddings)), None
 
     def get_value(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
         """{name: (B, *shape)} -> value of each state (B,)."""
-        return self.critic(self.features(embeddings)).squeeze(-1)
+        return self.critic(self.features(embeddings)[0]).squeeze(-1)
 
     def get_action_and_value(
         self, embeddings: dict[str, torch.Tensor], action: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,)."""
-        features = self.features(embeddings)
-        policy = Categorical(logits=self.actor(features))
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, policy's entropy, value, each (B,); weights (B, N)."""
+        state, weights = self.features(embeddings)
+        policy = Categorical(logits=self.actor(state))
         action = policy.sample() if action is None else action
-        return action, policy.log_prob(action), policy.entropy(), self.critic(features).squeeze(-1)
+        return action, policy.log_prob(action), policy.entropy(), self.critic(state).squeeze(-1), weights
+
+    def apply_change(self, change: Change, shapes: dict[str, tuple[int, ...]], seed: int, optimizer: torch.optim.Optimizer) -> None:
+        """Let a model come (with a new adapter and new optimiser state) or go (with both); all else stays as it is."""
+        name = short_name(change.spec)
+        if change.kind == "add":
+            with torch.random.fork_rng():  # a generator of its own, so that nothing else's randomness moves
+                torch.manual_seed(int(np.random.SeedSequence([seed, change.step]).generate_state(1)[0]))
+                self.combiner.add_model(name, shapes[name])
+            optimizer.add_param_group({"params": list(self.combiner.adapters[name].parameters())})
+            self.names = (*self.names, name)
+        else:
+            gone = {id(parameter): parameter for parameter in self.combiner.adapters[name].parameters()}
+            self.combiner.remove_model(name)
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            for parameter in gone.values():
+                optimizer.state.pop(parameter, None)
+            self.names = tuple(other for other in self.names if other != name)
 
 
 def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_features: int, gain: float) -> nn.Sequential:
@@ -231,23 +361,34 @@ def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_f
 
 
 class SeeingAgent(nn.Module):
-    """Frozen models and trained agent together: from pixels to actions, for evaluation."""
+    """Frozen models and trained agent together: from pixels to actions, for evaluation.
+
+    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first observation, whose three
+    older frames are empty, starts its row anew.
+    """
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
         super().__init__()
-        self.frozen, self.agent = frozen, agent
+        self.frozen, self.agent, self.reservoir_state = frozen, agent, None
 
     @torch.no_grad()
     def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
         """uint8 (B, 4, 84, 84) -> actions (B,): the most probable ones or drawn ones. An array gives an array, a tensor a tensor."""
-        embeddings = self.frozen(torch.as_tensor(obs, device=next(self.agent.parameters()).device))
-        logits = self.agent.actor(self.agent.features(embeddings))
+        x = torch.as_tensor(obs, device=self.agent.actor[0].weight.device)
+        embeddings = self.frozen(x, self.agent.names)
+        if isinstance(self.agent.combiner, Reservoir):
+            if self.reservoir_state is None or len(self.reservoir_state) != len(x):
+                self.reservoir_state = self.agent.combiner.initial_state(len(x))
+            new_game = ~x[:, :-1].flatten(1).any(dim=1)
+            h, self.reservoir_state = self.agent.combiner.step(embeddings, self.reservoir_state, new_game)
+            embeddings = {"reservoir": h}
+        logits = self.agent.actor(self.agent.features(embeddings)[0])
         actions = logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample()
         return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> SeeingAgent:
-    """The trained agent of a checkpoint of this script with the stored models it was trained with, ready to `act`.
+    """The trained agent of a checkpoint of this script with the frozen models it was trained with, ready to `act`.
 
     Args:
         pretrained_dir: where the stored models are, if not where they were in training.
@@ -257,21 +398,33 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     """
     checkpoint = load_checkpoint(path)
     args = Args(**checkpoint["args"])
-    frozen = FrozenModels(args.env_id, tuple(checkpoint["encoders"]), pretrained_dir or args.pretrained_dir)
-    require_same_models(path, checkpoint, frozen)
-    agent = Agent(frozen.shapes, checkpoint["num_actions"], args)
+    frozen = FrozenModels(args, pretrained_dir)
+    restore_frozen(path, checkpoint, frozen)
+    agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
+    unused_optimizer = torch.optim.Adam(agent.parameters())
+    for change in parse_schedule(args)[: checkpoint["changes_done"]]:
+        agent.apply_change(change, frozen.shapes, args.seed, unused_optimizer)
     agent.load_state_dict(checkpoint["agent"])
     return SeeingAgent(frozen, agent).to(device).eval()
 
 
-def require_same_models(path: Path, checkpoint: dict, frozen: FrozenModels) -> None:
-    """Refuse stored models other than those the checkpoint was trained with; raises InputError that names them."""
+def restore_frozen(path: Path, checkpoint: dict, frozen: FrozenModels) -> None:
+    """Bring back the weights of models that come from no file; refuse stored models other than those the checkpoint was trained with.
+
+    Raises:
+        InputError: names the stored models that differ, or the model of one's own whose weights no longer fit.
+    """
     other = [name for name, sha256 in checkpoint["encoders"].items() if frozen.sha256.get(name) != sha256]
     if other:
         raise InputError(
             f"{path}: the stored {', '.join(other)} is not the one this agent was trained with; "
             "give the folder that holds it as --pretrained-dir."
         )
+    for name, model in frozen.own.items():
+        try:
+            model.load_state_dict(checkpoint["own_models"][name])
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"{path}: the weights of {name} in this checkpoint do not fit the model of that name.") from error
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -332,10 +485,10 @@ def main(args: Args) -> Path:
         run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
         if run_dir.exists():
             raise InputError(f"{run_dir}: another run with this name has just been started; give this one another --exp-name.")
-    names = tuple(dict.fromkeys((*args.encoders, args.context_encoder)))  # a model that serves twice runs once
-    frozen = FrozenModels(args.env_id, names, args.pretrained_dir)
+    schedule = parse_schedule(args)
+    frozen = FrozenModels(args)
     if checkpoint:
-        require_same_models(Path(args.resume), checkpoint, frozen)
+        restore_frozen(Path(args.resume), checkpoint, frozen)
     storage.require_writable(run_dir)
 
     # Set-up
@@ -346,11 +499,16 @@ def main(args: Args) -> Path:
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
     frozen.to(device)
-    agent = Agent(frozen.shapes, num_actions, args).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    agent = Agent(frozen.shapes, frozen.context_name, num_actions, args).to(device)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.learning_rate, eps=1e-5, fused=True)
     global_step, first_iteration, best_return = 0, 1, -float("inf")
     last_games: deque[float] = deque(maxlen=100)  # raw scores
+    changes_done = 0
     if checkpoint:
+        changes_done = checkpoint["changes_done"]
+        for change in schedule[:changes_done]:
+            agent.apply_change(change, frozen.shapes, args.seed, optimizer)
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng_state"])
@@ -369,6 +527,8 @@ def main(args: Args) -> Path:
                 "kind": "checkpoint",
                 "script": SCRIPT,
                 "encoders": frozen.sha256,
+                "own_models": {name: model.state_dict() for name, model in frozen.own.items()},
+                "changes_done": changes_done,
                 "num_actions": num_actions,
                 "args": asdict(args),
                 "iteration": iteration,
@@ -394,31 +554,45 @@ def main(args: Args) -> Path:
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
 
-    kept_bytes = 0 if args.recompute_embeddings else 4 * batch_size * sum(math.prod(shape) for shape in frozen.shapes.values())
-    print(
-        f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained and "
-        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, {kept_bytes / 1e9:.2f} GB of kept embeddings; {run_dir}"
-    )
-
     # Storage of one rollout; row step * num_envs + env of `b_obs` or `b_embeddings` belongs to that step of that environment
-    b_embeddings = {}
-    if args.recompute_embeddings:
-        b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device)
-    else:
-        for name, shape in frozen.shapes.items():
-            layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
-            b_embeddings[name] = torch.zeros((batch_size, *shape), device=device).to(memory_format=layout)
+    def make_storage() -> dict[str, torch.Tensor]:
+        """Room for the embeddings of one rollout, of the models that are there now: {name: (batch, *shape)}."""
+        shapes = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}
+        if isinstance(agent.combiner, Reservoir):
+            shapes = {"reservoir": (agent.combiner.out_dim,)}  # it has nothing to train: its state is all that the update needs
+        layouts = {name: torch.channels_last if len(shape) == 3 else torch.contiguous_format for name, shape in shapes.items()}
+        return {name: torch.zeros((batch_size, *shape), device=device).to(memory_format=layouts[name]) for name, shape in shapes.items()}
+
+    b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device) if args.recompute_embeddings else None
+    b_embeddings = {} if args.recompute_embeddings else make_storage()
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
     dones = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
+    print(
+        f"{SCRIPT}: {args.env_id} on {device}, {args.combiner} of {', '.join(agent.names)}; "
+        f"{sum(p.numel() for p in agent.parameters() if p.requires_grad):,} trained and "
+        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, "
+        f"{sum(kept.numel() for kept in b_embeddings.values()) * 4 / 1e9:.2f} GB of kept embeddings; {run_dir}"
+    )
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     next_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
     next_obs = torch.as_tensor(next_obs, device=device)
     next_done = torch.zeros(args.num_envs, device=device)
     tracker = GameTracker(info["lives"])
+    memory = agent.combiner.initial_state(args.num_envs) if isinstance(agent.combiner, Reservoir) else None
+
+    def see(obs: torch.Tensor, memory: torch.Tensor | None, new_game: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What the agent sees of each observation, and the reservoir's memory after it; called once for each observation."""
+        embeddings = frozen(obs, agent.names)
+        if memory is None:
+            return embeddings, None
+        h, memory = agent.combiner.step(embeddings, memory, new_game)
+        return {"reservoir": h}, memory
+
+    next_embeddings, memory = see(next_obs, memory, torch.ones(args.num_envs, dtype=torch.bool, device=device))
     start_time, start_step = time.time(), global_step
     progress = tqdm(
         total=args.total_timesteps,
@@ -431,21 +605,31 @@ def main(args: Args) -> Path:
 
     for iteration in range(first_iteration, num_iterations + 1):
         remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
-        optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1.0)
+        learning_rate = args.learning_rate * (remaining if args.anneal_lr else 1.0)
         clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
+
+        # Models that come or go
+        if changes_done < len(schedule) and schedule[changes_done].step <= global_step:
+            while changes_done < len(schedule) and schedule[changes_done].step <= global_step:
+                agent.apply_change(schedule[changes_done], frozen.shapes, args.seed, optimizer)
+                changes_done += 1
+            b_embeddings = {} if args.recompute_embeddings else make_storage()
+            next_embeddings, _ = see(next_obs, memory, next_done.bool())
+            progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
         # Rollout
         for step in range(args.num_steps):
             global_step += args.num_envs
             dones[step] = next_done
             with torch.no_grad():
-                embeddings = frozen(next_obs)
-                action, logprob, _, value = agent.get_action_and_value(embeddings)
+                action, logprob, _, value, _ = agent.get_action_and_value(next_embeddings)
             rows = slice(step * args.num_envs, (step + 1) * args.num_envs)
             if args.recompute_embeddings:
                 b_obs[rows] = next_obs
             for name, kept in b_embeddings.items():
-                kept[rows] = embeddings[name]
+                kept[rows] = next_embeddings[name]
             actions[step], logprobs[step], values[step] = action, logprob, value
 
             next_obs, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
@@ -453,19 +637,24 @@ def main(args: Args) -> Path:
             cut_off = np.flatnonzero(truncated & ~terminated)
             if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
                 with torch.no_grad():
-                    final_value = agent.get_value(frozen(torch.as_tensor(info["final_obs"][cut_off], device=device)))
+                    final_obs = torch.as_tensor(info["final_obs"][cut_off], device=device)
+                    cut_memory = None if memory is None else memory[cut_off]
+                    not_new = torch.zeros(len(cut_off), dtype=torch.bool, device=device)
+                    final_value = agent.get_value(see(final_obs, cut_memory, not_new)[0])
                 rewards[step, cut_off] += args.gamma * final_value
             next_obs = torch.as_tensor(next_obs, device=device)
             next_done = torch.as_tensor(terminated | truncated, device=device).float()
+            game_over, finished = tracker.step(reward, terminated, truncated, info["lives"])
+            next_embeddings, memory = see(next_obs, memory, torch.as_tensor(game_over, device=device))
 
-            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
+            for episodic_return, episodic_length in finished:
                 last_games.append(episodic_return)
                 writer.add_scalar("charts/episodic_return", episodic_return, global_step)
                 writer.add_scalar("charts/episodic_length", episodic_length, global_step)
 
         # Advantages
         with torch.no_grad():
-            next_value = agent.get_value(frozen(next_obs))
+            next_value = agent.get_value(next_embeddings)
         advantages, returns = compute_advantages(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
 
         # Update
@@ -476,10 +665,10 @@ def main(args: Args) -> Path:
             b_inds = torch.randperm(batch_size).to(device)
             for mb_inds in b_inds.split(minibatch_size):
                 if args.recompute_embeddings:
-                    mb_embeddings = frozen(b_obs[mb_inds])
+                    mb_embeddings = frozen(b_obs[mb_inds], agent.names)
                 else:
                     mb_embeddings = {name: kept[mb_inds] for name, kept in b_embeddings.items()}
-                _, newlogprob, entropy, newvalue = agent.get_action_and_value(mb_embeddings, b_actions[mb_inds])
+                _, newlogprob, entropy, newvalue, weights = agent.get_action_and_value(mb_embeddings, b_actions[mb_inds])
                 logratio = newlogprob - b_logprobs[mb_inds]
                 ratio = logratio.exp()
                 with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
@@ -496,22 +685,24 @@ def main(args: Args) -> Path:
                 v_loss = (newvalue - b_returns[mb_inds]).square().mean()  # plain, not halved: the published settings
                 entropy_loss = entropy.mean()
                 loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+                if args.weights_ent_coef:
+                    loss = loss - args.weights_ent_coef * Categorical(probs=weights).entropy().mean()
 
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), args.max_grad_norm)
                 optimizer.step()
 
         # Log; the weights are those of the last minibatch, a random quarter of the rollout
-        if hasattr(agent.combiner, "attention"):
-            with torch.no_grad():
-                weights = agent.attention(mb_embeddings)  # (minibatch, N)
-            for name, weight in zip(args.encoders, weights.mean(dim=0).tolist(), strict=True):
+        if weights is not None:  # (minibatch, N)
+            for name, weight in zip(agent.names, weights.mean(dim=0).tolist(), strict=True):
                 writer.add_scalar(f"weights/{name}", weight, global_step)
             writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
+        if args.combiner == "wsa" and args.scorer_activation != "none":
+            writer.add_scalar("weights/dead_scores", agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings)), global_step)
         sps = (global_step - start_step) / (time.time() - start_time)
         writer.add_scalar("charts/SPS", sps, global_step)
-        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        writer.add_scalar("charts/learning_rate", learning_rate, global_step)
         writer.add_scalar("charts/clip_coef", clip_coef, global_step)
         writer.add_scalar("losses/value_loss", v_loss.item(), global_step)
         writer.add_scalar("losses/policy_loss", pg_loss.item(), global_step)

@@ -41,8 +41,8 @@ from storage import InputError
 class Args:
     env_id: str = "ALE/Pong-v5"
     """the game, a Gymnasium id"""
-    encoders: tuple[str, ...] = tuple(ENCODERS)
-    """the models to train"""
+    encoders: tuple[str, ...] = ("state_representation", "autoencoder", "object_masks", "keypoint_features", "keypoint_maps")
+    """the models to train (the default: the paper's); also image_completion, frame_prediction, masked_autoencoder"""
     budget: Literal["cpu", "paper"] = "cpu"
     """frames, steps and batch sizes: cpu (about an hour and a half on two cores for all five) or paper (for a GPU)"""
     retrain: bool = False
@@ -229,6 +229,7 @@ def validate(pretraining: nn.Module, data: FrameData, num_samples: int, seed: in
     """Losses on held-out games, always on the same samples, with the schedules at their end (progress 1) so that they can be compared."""
     pretraining.eval()
     rng = np.random.default_rng([seed, 0])
+    torch.manual_seed(seed)
     sums: dict[str, float] = {}
     for size in [32] * (num_samples // 32) + [num_samples % 32] * (num_samples % 32 > 1):
         obs, later_obs = data.sample("validation", size, pretraining.offsets, rng)
@@ -292,6 +293,7 @@ def train(
             optimizer.param_groups[0]["lr"] = lr * pretraining.learning_rate_factor(progress)
             rng = np.random.default_rng([args.seed, 4, step])  # a step's batch depends on nothing before it, so resuming is exact
             obs, later_obs = data.sample("training", batch_size, pretraining.offsets, rng)
+            torch.manual_seed(int(rng.integers(2**31)))  # what a loss hides at random, too
             losses = pretraining.loss(obs.to(device), later_obs.to(device), progress)
             optimizer.zero_grad()
             losses["loss"].backward()
@@ -336,7 +338,7 @@ def train(
     if best:
         pretraining.load_state_dict(best["pretraining"])
         validation, step = best["validation"], best["step"]
-    reconstructs = name in ("autoencoder", "keypoint_features", "keypoint_maps")
+    reconstructs = name not in ("state_representation", "object_masks", "masked_autoencoder")
     description = {
         "game": game_name(args.env_id),
         "env_id": args.env_id,

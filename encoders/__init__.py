@@ -20,8 +20,11 @@ import torch.nn as nn
 
 import storage
 from encoders.autoencoder import Autoencoder, AutoencoderPretraining
+from encoders.frame_prediction import FramePrediction, FramePredictionPretraining
+from encoders.image_completion import ImageCompletion, ImageCompletionPretraining
 from encoders.keypoint_features import KeypointFeatures
 from encoders.keypoint_maps import KeypointMaps
+from encoders.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderPretraining
 from encoders.object_masks import ObjectMasks, ObjectMasksPretraining
 from encoders.state_representation import StateRepresentation, StateRepresentationPretraining
 from encoders.transporter import TransporterPretraining
@@ -33,6 +36,9 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "keypoint_maps": KeypointMaps,
     "object_masks": ObjectMasks,
     "autoencoder": Autoencoder,
+    "image_completion": ImageCompletion,
+    "frame_prediction": FramePrediction,
+    "masked_autoencoder": MaskedAutoencoder,
 }
 
 PRETRAININGS: dict[str, type[nn.Module]] = {  # which pre-training makes which model
@@ -41,6 +47,9 @@ PRETRAININGS: dict[str, type[nn.Module]] = {  # which pre-training makes which m
     "keypoint_maps": TransporterPretraining,
     "object_masks": ObjectMasksPretraining,
     "autoencoder": AutoencoderPretraining,
+    "image_completion": ImageCompletionPretraining,
+    "frame_prediction": FramePredictionPretraining,
+    "masked_autoencoder": MaskedAutoencoderPretraining,
 }
 
 FORMAT_VERSION = 1

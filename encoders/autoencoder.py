@@ -9,6 +9,30 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+def conv_encoder(in_channels: int) -> nn.Sequential:
+    """(B, in_channels, 84, 84) in [0, 1] -> (B, 64, 16, 16); `image_completion` and `frame_prediction` have it, too."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 32, 8, stride=4),  # -> (B, 32, 20, 20)
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),  # -> (B, 64, 18, 18)
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),  # -> (B, 64, 16, 16)
+        nn.ReLU(),
+    )
+
+
+def conv_decoder() -> nn.Sequential:
+    """The encoder's mirror image: (B, 64, 16, 16) -> one frame in [0, 1], (B, 1, 84, 84)."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(64, 64, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 32, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 1, 8, stride=4),
+        nn.Sigmoid(),
+    )
+
+
 class Autoencoder(nn.Module):
     """Frame stack uint8 (B, 4, 84, 84) -> map (B, 64, 16, 16), all numbers non-negative. Sees the newest frame only."""
 
@@ -17,14 +41,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Conv2d(1, 32, 8, stride=4),  # (B, 1, 84, 84) -> (B, 32, 20, 20)
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3),  # -> (B, 64, 18, 18)
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3),  # -> (B, 64, 16, 16)
-            nn.ReLU(),
-        )
+        self.network = conv_encoder(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x[:, -1:].float() / 255.0)
@@ -43,14 +60,7 @@ class AutoencoderPretraining(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = Autoencoder()
-        self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(64, 64, 3),
-            nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 3),
-            nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 8, stride=4),
-            nn.Sigmoid(),
-        )
+        self.decoder = conv_decoder()
 
     def stored_models(self) -> dict[str, nn.Module]:
         return {"autoencoder": self.encoder}

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 import storage
 from encoders import ENCODERS, PRETRAININGS, load_encoder, load_pretraining, save_encoder
+from encoders.image_completion import hide_square
 from encoders.keypoint_maps import gaussian_maps, keypoints
+from encoders.masked_autoencoder import MaskedAutoencoderPretraining, patches
 from encoders.object_masks import ObjectMasksPretraining, displace, ssim
 from encoders.state_representation import StateRepresentationPretraining, info_nce
 from encoders.transporter import transport
@@ -20,6 +22,9 @@ PUBLISHED_SHAPES = {
     "keypoint_maps": (4, 21, 21),
     "object_masks": (20, 84, 84),
     "autoencoder": (64, 16, 16),
+    "image_completion": (64, 16, 16),
+    "frame_prediction": (64, 16, 16),
+    "masked_autoencoder": (192,),
 }
 SEES = {  # which of the four frames, oldest first
     "state_representation": [0, 1, 2, 3],
@@ -27,6 +32,9 @@ SEES = {  # which of the four frames, oldest first
     "keypoint_maps": [3],
     "object_masks": [2, 3],
     "autoencoder": [3],
+    "image_completion": [3],
+    "frame_prediction": [0, 1, 2, 3],
+    "masked_autoencoder": [0, 1, 2, 3],
 }
 
 
@@ -56,13 +64,13 @@ def test_output_shape_and_frames(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_pixels_are_scaled_once(name):
-    """All-white frames reach the first convolution as ones."""
+    """All-white frames reach the first layer as ones."""
     model = ENCODERS[name]().eval()
     seen = {}
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     first.register_forward_hook(lambda module, args, output: seen.update(x=args[0]))
     model(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
-    assert torch.equal(seen["x"], torch.ones(1, len(SEES[name]), 84, 84))
+    assert (seen["x"] == 1).all() and seen["x"].numel() == len(SEES[name]) * 84 * 84
 
 
 def test_parameter_counts():
@@ -74,6 +82,10 @@ def test_parameter_counts():
         "state_representation": 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 32 * (64 * 9 + 1) + 512 * (1568 + 1),
         "keypoint_features": trunk,
         "keypoint_maps": trunk + 4 * (128 + 1),
+        "image_completion": 32 * 65 + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
+        "frame_prediction": 32 * (4 * 64 + 1) + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
+        # embedding and places; per block: attention in and out, two layers of the perceptron, two norms; the last norm
+        "masked_autoencoder": 192 * 577 + 49 * 192 + 4 * (3 * 192 * 193 + 192 * 193 + 768 * 193 + 192 * 769 + 4 * 192) + 2 * 192,
         "object_masks": 32 * (2 * 64 + 1)
         + 64 * (32 * 16 + 1)
         + 64 * (64 * 9 + 1)
@@ -85,7 +97,7 @@ def test_parameter_counts():
     assert {name: sum(p.numel() for p in cls().parameters()) for name, cls in ENCODERS.items()} == expected
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "state_representation", "keypoint_maps", "object_masks"])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "keypoint_features"])
 def test_a_few_steps_lower_the_loss(name):
     """Ten steps on one small batch of noise and squares: the loss of that batch falls, and every parameter moves."""
     pretraining = PRETRAININGS[name]()
@@ -98,6 +110,7 @@ def test_a_few_steps_lower_the_loss(name):
     optimizer = torch.optim.Adam(pretraining.parameters(), lr=1e-3)
     losses = []
     for _ in range(10):
+        torch.manual_seed(0)  # what is hidden at random stays hidden
         loss = pretraining.loss(obs, later, 0.0)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -217,6 +230,50 @@ def test_object_masks_loss():
             losses = pretraining.loss(obs, obs, progress)
             assert losses["moved_area"].item() == pytest.approx(motion.abs().mean().item(), rel=1e-4)
             assert losses["loss"].item() == pytest.approx((dissimilarity + progress * motion.abs().mean()).item(), rel=1e-4)
+
+
+def test_a_square_is_hidden():
+    obs = random_obs(50).clamp(min=1)
+    hidden = hide_square(obs)
+    assert not torch.equal(hidden[0] == 0, hidden[1] == 0) and obs.min() == 1  # other places; the observations stay as they are
+    for sample, before in zip(hidden, obs, strict=True):
+        rows, columns = (sample[0] == 0).any(dim=1).nonzero(), (sample[0] == 0).any(dim=0).nonzero()
+        top, left = int(rows[0]), int(columns[0])
+        assert (sample[:, top : top + 20, left : left + 20] == 0).all() and (sample == 0).sum() == 4 * 20 * 20
+        assert torch.equal(sample[sample != 0], before[sample != 0])
+
+
+def test_frame_prediction_looks_at_the_next_frame():
+    pretraining, obs, later = PRETRAININGS["frame_prediction"](), random_obs(), random_obs()
+    drawn = pretraining.decoder(pretraining.encoder(obs))
+    assert pretraining.loss(obs, later, 0.0)["loss"].item() == pytest.approx((drawn - later[:, 3:].float() / 255).square().mean().item())
+
+
+def test_patches_row_by_row():
+    obs = random_obs(1)
+    cut = patches(obs)
+    assert cut.shape == (1, 49, 576)
+    expected = obs[0, :, 12:24, 36:48].float() / 255  # second row, fourth column: patch 7 + 3
+    torch.testing.assert_close(cut[0, 10], expected.flatten())
+
+
+def test_the_masked_autoencoder_sees_a_quarter():
+    """The loss depends on the masked patches as targets alone, and what is drawn on the seen ones alone."""
+    pretraining, obs = MaskedAutoencoderPretraining(), random_obs()
+    torch.manual_seed(3)
+    drawn, masked = pretraining.rebuild(obs)
+    assert (masked.sum(dim=1) == 36).all()  # 49 patches, three quarters of them
+    changed = obs.clone()
+    for sample in range(2):
+        for patch in masked[sample].nonzero().flatten().tolist():
+            row, column = divmod(patch, 7)
+            changed[sample, :, 12 * row : 12 * row + 12, 12 * column : 12 * column + 12] = 0
+    torch.manual_seed(3)
+    again, _ = pretraining.rebuild(changed)
+    torch.testing.assert_close(drawn, again)
+    torch.manual_seed(3)
+    expected = (drawn - patches(obs))[masked].square().mean().item()
+    assert pretraining.loss(obs, obs, 0.0)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_schedules_follow_the_run():

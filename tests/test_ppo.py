@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ppo_e2e_atari
 import ppo_wsa_atari
 import storage
-from encoders import ENCODERS, PRETRAININGS, save_encoder
+from encoders import PRETRAININGS, save_encoder
 from storage import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def test_rollout_bootstraps_from_the_cut_games_last_state(script, args, record):
     rewards, values, dones, next_value, next_done, gamma, _, _ = recorded["rollouts"][0]
     agent = script.load_agent(run / "checkpoint.pt")  # a learning rate of 0: these are the weights of the rollout
     if script is ppo_wsa_atari:
-        value_of = lambda obs: agent.agent.get_value(agent.frozen(torch.from_numpy(obs)))  # noqa: E731
+        value_of = lambda obs: agent.agent.get_value(agent.frozen(torch.from_numpy(obs), agent.agent.names))  # noqa: E731
     else:
         value_of = lambda obs: agent.get_value(torch.from_numpy(obs))  # noqa: E731
     obs, cuts = recorded["envs"].first[0], 0
@@ -248,7 +248,7 @@ def test_frozen_models_stay_as_stored(args, models, monkeypatch):
     monkeypatch.setattr(ppo_wsa_atari, "FrozenModels", Spy)
     run = ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=("state_representation", "keypoint_features", "keypoint_maps", "object_masks")))
     frozen = kept[0]
-    assert set(frozen.models) == set(ENCODERS)
+    assert set(frozen.models) == {"state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"}
     for name, model in frozen.models.items():
         stored = torch.load(Path(models) / "Pong" / f"{name}.pt", weights_only=True)["state"]
         for key, tensor in model.state_dict().items():
@@ -258,7 +258,7 @@ def test_frozen_models_stay_as_stored(args, models, monkeypatch):
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
     assert not any("frozen" in key or "models" in key for key in checkpoint["agent"])  # only what was trained
     torch.manual_seed(1)
-    fresh = ppo_wsa_atari.Agent(frozen.shapes, 6, ppo_wsa_atari.Args(**checkpoint["args"])).state_dict()
+    fresh = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 6, ppo_wsa_atari.Args(**checkpoint["args"])).state_dict()
     assert all(not torch.equal(fresh[key], value) for key, value in checkpoint["agent"].items())
 
 

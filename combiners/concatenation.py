@@ -1,0 +1,37 @@
+"""What the modes that concatenate have in common: spatial adapters, and a set of models that is fixed."""
+
+import torch
+import torch.nn as nn
+
+from combiners.adapters import SpatialAdapter
+
+
+class Concatenation(nn.Module):
+    """Spatially adapted embeddings, sorted into vectors and 16x16 maps; a mode decides what becomes of them.
+
+    Args:
+        embedding_shapes: {model's name: shape of its embedding without the batch}.
+
+    Raises:
+        ValueError: no model, or an embedding that is neither a vector nor a map.
+    """
+
+    uses_context = False
+
+    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]]):
+        super().__init__()
+        if not embedding_shapes:
+            raise ValueError("there must be at least one model to combine.")
+        self.spatial = nn.ModuleDict({name: SpatialAdapter(name, shape) for name, shape in embedding_shapes.items()})
+
+    def adapt(self, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """{name: (B, *shape)} -> {name: (B, n) or (B, C, 16, 16)}, in the order of `embedding_shapes`."""
+        return {name: adapter(embeddings[name]) for name, adapter in self.spatial.items()}
+
+    def add_model(self, name: str, shape: tuple[int, ...]) -> None:
+        """These modes are built for one set of models: raises ValueError."""
+        raise ValueError(f"{type(self).__name__} cannot take {name}: its layers are built for one set of models; wsa takes any.")
+
+    def remove_model(self, name: str) -> None:
+        """These modes are built for one set of models: raises ValueError."""
+        raise ValueError(f"{type(self).__name__} cannot give up {name}: its layers are built for one set of models; wsa takes any.")

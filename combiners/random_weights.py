@@ -1,0 +1,11 @@
+"""A control: weights that move with the screen but are not learnt. What WSA gains over this it gains by learning how to weigh."""
+
+from combiners.wsa import WeightSharingAttention
+
+
+class RandomWeights(WeightSharingAttention):
+    """Weight Sharing Attention whose Shared Weight Network stays as it was initialised, without a last activation; adapters are trained."""
+
+    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...], features_dim: int = 256):
+        super().__init__(embedding_shapes, context_shape, features_dim, scorer_activation="none")
+        self.scorer.requires_grad_(False)

@@ -1,0 +1,71 @@
+"""What the modes that weigh have in common: adapted embeddings, a weight for each, their weighted sum.
+
+A mode (wsa, dot_product, uniform, random_weights) says how to score; the weights are the scores' softmax over the models.
+"""
+
+import torch
+import torch.nn as nn
+
+from combiners.adapters import Adapter, ContextAdapter
+
+
+class WeightedSum(nn.Module):
+    """Combine N embeddings into one state h = sum_i w_i e_i of `features_dim` numbers.
+
+    Args:
+        embedding_shapes: {model's name: shape of its embedding without the batch}; its order is that of the weights' columns.
+        context_shape: shape of the context without the batch; None for modes that do not look at it.
+        features_dim: the paper's d, the width of adapted embeddings, context and state.
+
+    Raises:
+        ValueError: no model, or an embedding that is neither a vector nor a map.
+    """
+
+    uses_context = True
+
+    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
+        super().__init__()
+        if not embedding_shapes:
+            raise ValueError("there must be at least one model to combine.")
+        self.out_dim = features_dim
+        self.adapters = nn.ModuleDict({name: Adapter(name, shape, features_dim) for name, shape in embedding_shapes.items()})
+        if self.uses_context:
+            self.context_adapter = ContextAdapter(context_shape, features_dim)
+
+    def scores(self, e: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        """Adapted embeddings e (B, N, d) and adapted context c (B, d) -> scores (B, N). Each mode has its own."""
+        raise NotImplementedError
+
+    def adapt(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """{name: (B, *shape)} and (B, *context_shape) -> e (B, N, d) and c (B, d)."""
+        e = torch.stack([adapter(embeddings[name]) for name, adapter in self.adapters.items()], dim=1)
+        return e, self.context_adapter(context) if self.uses_context else None
+
+    def state_and_weights(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """State h (B, d) and the weights that made it (B, N)."""
+        e, c = self.adapt(embeddings, context)
+        w = self.scores(e, c).softmax(dim=1)
+        return (w[:, :, None] * e).sum(dim=1), w
+
+    def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
+        """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""
+        return self.state_and_weights(embeddings, context)[0]
+
+    def attention(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
+        """The weights that `forward` uses: (B, N), each row non-negative with sum one, columns in the order of `embedding_shapes`."""
+        return self.state_and_weights(embeddings, context)[1]
+
+    def add_model(self, name: str, shape: tuple[int, ...]) -> None:
+        """Give a new model an adapter of its own; its column comes last. Raises ValueError if the name is taken or the shape is none."""
+        if name in self.adapters:
+            raise ValueError(f"{name} is one of the models already.")
+        device = next(self.parameters()).device
+        self.adapters[name] = Adapter(name, shape, self.out_dim).to(device, memory_format=torch.channels_last)
+
+    def remove_model(self, name: str) -> None:
+        """Take a model and its adapter away. Raises ValueError if it is not there or is the last one."""
+        if name not in self.adapters:
+            raise ValueError(f"{name} is not one of the models ({', '.join(self.adapters)}).")
+        if len(self.adapters) == 1:
+            raise ValueError(f"{name} is the last model; one must remain.")
+        del self.adapters[name]

@@ -1,0 +1,45 @@
+"""Models that come from no stored file: one's own, untrained ones, and the random context of the published code."""
+
+import importlib
+import sys
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from storage import InputError
+
+
+def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module:
+    """A model that comes from no file: "my_module:MyEncoder" (a class or a function that gives an nn.Module), one of ENCODERS untrained, or
+    "random", the State Encoder initialised as the published code's framework does by mistake (orthogonal, gain sqrt 2).
+
+    Raises:
+        InputError: it cannot be imported, is no nn.Module, or does not map uint8 (B, 4, 84, 84) to (B, n) or (B, C, H, W).
+    """
+    if spec == "random":
+        model = networks["autoencoder"]()
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.orthogonal_(layer.weight, np.sqrt(2))
+                nn.init.zeros_(layer.bias)
+        return model
+    if spec in networks:
+        return networks[spec]()
+    module_name, _, attribute = spec.rpartition(":")
+    sys.path.insert(0, "")  # modules of the folder in which one works
+    try:
+        model = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{spec}: cannot be imported ({error}); write module:name of a class or function.") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec}: gives {type(model).__name__}, not an nn.Module.")
+    with torch.no_grad():
+        out = model.eval()(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
+    if not isinstance(out, torch.Tensor) or out.dim() not in (2, 4) or len(out) != 2:
+        found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise InputError(f"{spec}: must map uint8 (2, 4, 84, 84) to (2, n) or (2, C, H, W); it gave {found}.")
+    model.output_shape = tuple(out.shape[1:])
+    return model

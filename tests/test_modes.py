@@ -1,0 +1,441 @@
+"""Every way to combine against NumPy computations written here; sets of models that change; models of one's own; on real games."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from test_combiners import CONTEXT_SHAPE, PAPER_SHAPES, numpy_conv, random_inputs
+from test_ppo import scalars
+
+import ppo_wsa_atari
+import storage
+from combiners import COMBINERS, Reservoir, WeightedSum, options_of
+from encoders import PRETRAININGS, save_encoder
+from ppo_wsa_atari import Args, SeeingAgent, load_agent, main, parse_schedule
+from storage import InputError
+
+STRIDES = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
+
+
+def parameters_of(combine) -> dict[str, np.ndarray]:
+    """All parameters in float64, after moving them so that no bias is 0."""
+    for parameter in combine.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return {name: value.detach().double().numpy() for name, value in combine.state_dict().items()}
+
+
+def numpy_spatial(p, prefix, name, z):
+    """The published spatial adapter: two convolutions and ReLU for a map, nothing for a vector."""
+    z = z.double().numpy()
+    if z.ndim == 2:
+        return z
+    z = numpy_conv(z, p[prefix + "pointwise.weight"], p[prefix + "pointwise.bias"], 1)
+    return np.maximum(numpy_conv(z, p[prefix + "spatial.weight"], p[prefix + "spatial.bias"], STRIDES[name]), 0)
+
+
+def numpy_conv3(x, weight, bias):
+    return np.maximum(numpy_conv(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), weight, bias, 1), 0)
+
+
+def numpy_adapted(p, embeddings, where):
+    """Each embedding through spatial adapter, Linear and ReLU: (B, d)."""
+    e = []
+    for name, z in embeddings.items():
+        z = numpy_spatial(p, f"{where}.{name}.spatial.", name, z).reshape(len(z), -1)
+        e.append(np.maximum(z @ p[f"{where}.{name}.linear.weight"].T + p[f"{where}.{name}.linear.bias"], 0))
+    return e
+
+
+def check(combine, embeddings, context, expected, out_dim):
+    out = combine(embeddings, context)
+    assert out.shape == (len(context), out_dim) and combine.out_dim == out_dim
+    np.testing.assert_allclose(out.detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_linear():
+    combine = COMBINERS["linear"](PAPER_SHAPES, CONTEXT_SHAPE)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
+    flat = [numpy_spatial(p, f"spatial.{name}.", name, z).reshape(3, -1) for name, z in embeddings.items()]
+    check(combine, embeddings, context, np.concatenate(flat, axis=1), 16896)
+
+
+@pytest.mark.parametrize("features_dim", [16, 64])
+def test_fixed_linear(features_dim):
+    combine = COMBINERS["fixed_linear"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=features_dim)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
+    check(combine, embeddings, context, np.concatenate(numpy_adapted(p, embeddings, "spatial"), axis=1), 4 * features_dim)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_cnn(layers):
+    combine = COMBINERS["cnn"](PAPER_SHAPES, CONTEXT_SHAPE, cnn_layers=layers)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
+    grids = [numpy_spatial(p, f"spatial.{name}.", name, z).reshape(3, -1, 16, 16) for name, z in embeddings.items()]
+    x = np.concatenate(grids, axis=1)
+    assert x.shape[1] == 66
+    for layer in range(layers):
+        x = numpy_conv3(x, p[f"convolutions.{2 * layer}.weight"], p[f"convolutions.{2 * layer}.bias"])
+    check(combine, embeddings, context, x.reshape(3, -1), 8192)
+
+
+def test_mixed():
+    combine = COMBINERS["mixed"](PAPER_SHAPES, CONTEXT_SHAPE)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
+    maps = [numpy_spatial(p, f"spatial.{name}.", name, z) for name, z in embeddings.items() if z.dim() == 4]
+    maps = numpy_conv3(np.concatenate(maps, axis=1), p["convolution.weight"], p["convolution.bias"]).reshape(3, -1)
+    vector = embeddings["state_representation"].numpy()
+    check(combine, embeddings, context, np.concatenate([maps, vector], axis=1), 8704)
+
+
+@pytest.mark.parametrize("mode", ["dot_product", "uniform", "random_weights"])
+def test_modes_that_weigh(mode):
+    d = 32
+    combine = COMBINERS[mode](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=d)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
+    e = np.stack(numpy_adapted(p, embeddings, "adapters"), axis=1)
+    if mode == "uniform":
+        scores = np.zeros((3, 4))
+    else:
+        c = context.double().numpy().reshape(3, -1)
+        c = np.maximum(c @ p["context_adapter.linear.weight"].T + p["context_adapter.linear.bias"], 0)
+        if mode == "dot_product":
+            scores = np.array([[e[b, n] @ c[b] / math.sqrt(d) for n in range(4)] for b in range(3)])
+        else:
+            w, bias = p["scorer.weight"][0], p["scorer.bias"][0]
+            scores = np.array([[w[:d] @ c[b] + w[d:] @ e[b, n] + bias for n in range(4)] for b in range(3)])
+    w = np.exp(scores - scores.max(axis=1, keepdims=True))
+    w /= w.sum(axis=1, keepdims=True)
+    check(combine, embeddings, context, (w[:, :, None] * e).sum(axis=1), d)
+    np.testing.assert_allclose(combine.attention(embeddings, context).detach().numpy(), w, rtol=1e-3, atol=1e-5)
+
+
+def test_random_weights_are_not_trained():
+    combine = COMBINERS["random_weights"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8)
+    assert not any(parameter.requires_grad for parameter in combine.scorer.parameters())
+    assert all(parameter.requires_grad for parameter in combine.adapters.parameters())
+
+
+def test_the_scorers_last_activation():
+    relu, none = (COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer_activation=a) for a in ("relu", "none"))
+    none.load_state_dict(relu.state_dict())
+    embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
+    scores = none.scores(*none.adapt(embeddings, context))
+    torch.testing.assert_close(relu.scores(*relu.adapt(embeddings, context)), scores.clamp(min=0))
+    assert relu.dead_scores(embeddings, context) == pytest.approx((scores <= 0).float().mean().item())
+    for model in (relu, none):
+        model.scorer.bias.data -= 1e3
+    assert relu.dead_scores(embeddings, context) == 1.0
+    torch.testing.assert_close(relu.attention(embeddings, context), torch.full((20, 4), 0.25))  # dead: weights stuck at 1/N
+    assert none.attention(embeddings, context).std() > 0
+
+
+@pytest.mark.parametrize("mode", ["wsa", "dot_product"])
+def test_permutation_and_removal(mode):
+    """Permuting the models permutes the weights and leaves the state; removing one equals never having had it."""
+    combine = COMBINERS[mode](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=32)
+    embeddings, context = random_inputs(PAPER_SHAPES)
+    order = ["object_masks", "state_representation", "keypoint_maps", "keypoint_features"]
+    permuted = COMBINERS[mode]({name: PAPER_SHAPES[name] for name in order}, CONTEXT_SHAPE, features_dim=32)
+    permuted.load_state_dict(combine.state_dict())
+    torch.testing.assert_close(permuted(embeddings, context), combine(embeddings, context), rtol=1e-4, atol=1e-4)
+    columns = [list(PAPER_SHAPES).index(name) for name in order]
+    torch.testing.assert_close(permuted.attention(embeddings, context), combine.attention(embeddings, context)[:, columns])
+    combine.remove_model("keypoint_maps")
+    never = COMBINERS[mode]({n: s for n, s in PAPER_SHAPES.items() if n != "keypoint_maps"}, CONTEXT_SHAPE, features_dim=32)
+    never.load_state_dict(combine.state_dict())
+    assert torch.equal(never(embeddings, context), combine(embeddings, context))
+
+
+def test_reservoir_equals_a_numpy_recurrence():
+    """Five steps of three environments; in the second one a game ends before the third step."""
+    combine = COMBINERS["reservoir"](PAPER_SHAPES, CONTEXT_SHAPE, reservoir_units=50, reservoir_input_scale=0.01)
+    p = parameters_of(combine)
+    state, expected = combine.initial_state(3), np.zeros((3, 50))
+    for step in range(5):
+        embeddings, context = random_inputs(PAPER_SHAPES)
+        new_game = torch.tensor([False, step == 2, False])
+        if step == 0:
+            first = combine(embeddings, context)
+        h, state = combine.step(embeddings, state, new_game)
+        if step == 0:
+            assert torch.equal(first, h)
+        x = np.concatenate([numpy_spatial(p, f"spatial.{n}.", n, z).reshape(3, -1) for n, z in embeddings.items()], axis=1)
+        for env in range(3):
+            before = np.zeros(50) if new_game[env] else expected[env]
+            expected[env] = np.tanh(p["w_in"] @ x[env] + p["w_res"] @ before)
+        np.testing.assert_allclose(h.numpy(), expected, rtol=1e-3, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in combine.parameters())
+
+
+@pytest.mark.parametrize("units", [100, 512])
+def test_spectral_radius(units):
+    combine = COMBINERS["reservoir"]({"a": (10,)}, CONTEXT_SHAPE, reservoir_units=units)
+    assert np.abs(np.linalg.eigvals(combine.w_res.double().numpy())).max() == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", COMBINERS)
+@pytest.mark.parametrize("shapes", [{"v": (512,)}, {"v": (300,), "m": (3, 16, 16)}, {"m": (7, 40, 30)}])
+def test_any_set_of_models(mode, shapes):
+    options = {"reservoir_units": 20} if mode == "reservoir" else {}
+    combine = COMBINERS[mode](shapes, CONTEXT_SHAPE, features_dim=8, **options)
+    assert combine(*random_inputs(shapes)).shape == (3, combine.out_dim)
+    if not isinstance(combine, WeightedSum):
+        with pytest.raises(ValueError, match="one set of models"):
+            combine.add_model("more", (5,))
+        with pytest.raises(ValueError, match="one set of models"):
+            combine.remove_model("v")
+
+
+# On the real game
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> str:
+    """Stored models with random weights for Pong: what is tested here does not depend on what they know."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    for name in ("state_representation", "keypoint_maps", "autoencoder", "image_completion"):
+        for stored in (pretraining := PRETRAININGS[name]()).stored_models():
+            save_encoder(folder / "Pong" / f"{stored}.pt", stored, pretraining, {"game": "Pong"})
+    return str(folder)
+
+
+@pytest.fixture
+def args(tmp_path, models):
+    def make(**changes):
+        settings = {
+            "num_envs": 2,
+            "num_steps": 16,
+            "total_timesteps": 256,
+            "encoders": ("state_representation", "keypoint_maps"),
+            "features_dim": 16,
+            "runs_dir": str(tmp_path / "runs"),
+            "pretrained_dir": models,
+            "cuda": False,
+        }
+        if changes.get("combiner") == "reservoir":
+            settings["reservoir_units"] = 64
+        return Args(**{**settings, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("mode", [mode for mode in COMBINERS if mode != "wsa"])
+def test_every_mode_trains_saves_and_resumes(args, mode):
+    run = main(args(combiner=mode, total_timesteps=192))
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["global_step"] == 192
+    main(args(combiner=mode, resume=str(run / "checkpoint.pt")))
+    agent = load_agent(run / "checkpoint.pt")
+    obs = np.random.default_rng(0).integers(1, 256, (2, 4, 84, 84), dtype=np.uint8)
+    assert agent.act(obs, greedy=True).shape == (2,)
+    weighs = issubclass(COMBINERS[mode], WeightedSum)
+    assert [step for step, _ in scalars(run, "weights/entropy")] == (list(range(32, 257, 32)) if weighs else [])
+    if mode == "uniform":
+        assert {value for _, value in scalars(run, "weights/keypoint_maps")} == {0.5}
+    uses_context = COMBINERS[mode].uses_context
+    assert set(checkpoint["encoders"]) == {"state_representation", "keypoint_maps", *(["autoencoder"] if uses_context else [])}
+
+
+def test_options_of_modes_reach_them(args, monkeypatch):
+    made = []
+    original = ppo_wsa_atari.Agent.__init__
+    monkeypatch.setattr(ppo_wsa_atari.Agent, "__init__", lambda self, *rest: (original(self, *rest), made.append(self))[0])
+    main(args(total_timesteps=32, scorer_activation="none", weights_ent_coef=0.1))
+    assert made[-1].combiner.scorer_activation == "none"
+    main(args(total_timesteps=32, combiner="cnn", cnn_layers=3))
+    assert len(made[-1].combiner.convolutions) == 6
+    main(args(total_timesteps=32, combiner="reservoir", reservoir_units=32, reservoir_input_scale=0.1, reservoir_spectral_radius=0.5))
+    assert made[-1].combiner.out_dim == 32
+    assert {option for mode in COMBINERS for option in options_of(mode)} == {
+        "scorer_activation",
+        "cnn_layers",
+        "reservoir_units",
+        "reservoir_spectral_radius",
+        "reservoir_input_scale",
+    }
+
+
+def test_entropy_of_the_weights_is_rewarded(args):
+    """A large coefficient drives the weights toward 1/N."""
+    entropy = {}
+    for coefficient in (-5.0, 5.0):
+        run = main(args(weights_ent_coef=coefficient, scorer_activation="none", exp_name=f"entropy_{coefficient:+.0f}", learning_rate=1e-3))
+        entropy[coefficient] = scalars(run, "weights/entropy")[-1][1]
+    assert entropy[5.0] > entropy[-5.0] + 0.05 and entropy[5.0] <= math.log(2) + 1e-6
+
+
+def test_reservoir_states_of_a_rollout(args, monkeypatch):
+    """The states that a rollout stores equal a NumPy recurrence over all observations, through lost lives, from zero after a game's end,
+    which comes at different steps in the two environments."""
+    recorded, games = [], []
+
+    class Spy(Reservoir):
+        def step(self, embeddings, state, new_game):
+            h, after = super().step(embeddings, state, new_game)
+            if not recorded or state is recorded[-1][3]:  # not the bootstrap of games that were cut off, which leads nowhere
+                x = torch.cat([z.flatten(1) for z in self.adapt(embeddings).values()], dim=1)
+                recorded.append((x.double().numpy(), new_game.numpy().copy(), h.numpy().copy(), after))
+                games.append((self.w_in.double().numpy(), self.w_res.double().numpy()))
+            return h, after
+
+    monkeypatch.setitem(COMBINERS, "reservoir", Spy)
+    breakout = {"env_id": "ALE/Breakout-v5", "untrained_encoders": True, "encoders": ("state_representation",), "update_epochs": 1}
+    main(args(combiner="reservoir", reservoir_input_scale=0.05, total_timesteps=512, **breakout))
+    ends = np.array([new_game for _, new_game, *_ in recorded[1:]])
+    assert len(recorded) == 1 + 256 and (ends.any(axis=1) & ~ends.all(axis=1)).any()
+    assert recorded[0][1].all()
+    state = np.zeros((2, 64))
+    for (x, new_game, h, _), (w_in, w_res) in zip(recorded, games, strict=True):
+        state[new_game] = 0.0
+        state = np.tanh(x @ w_in.T + state @ w_res.T)
+        np.testing.assert_allclose(h, state, rtol=1e-3, atol=1e-3)
+
+
+def test_a_reservoir_agent_remembers_and_forgets(args):
+    """Playing: the same observation gives another state the second time, and the first one again when a game begins anew."""
+    run = main(args(combiner="reservoir", total_timesteps=32, reservoir_input_scale=0.05))
+    agent: SeeingAgent = load_agent(run / "checkpoint.pt")
+    rng = np.random.default_rng(0)
+    later = rng.integers(1, 256, (2, 4, 84, 84), dtype=np.uint8)
+    begin = later.copy()
+    begin[:, :3] = 0
+    agent.act(begin, greedy=True)
+    first = agent.reservoir_state.clone()
+    agent.act(later, greedy=True)
+    second = agent.reservoir_state.clone()
+    agent.act(later, greedy=True)
+    assert not torch.equal(second, agent.reservoir_state)
+    agent.act(np.stack([begin[0], later[1]]), greedy=True)
+    assert torch.allclose(first[0], agent.reservoir_state[0]) and not torch.allclose(first[1], agent.reservoir_state[1])
+
+
+def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):
+    plain = main(args(exp_name="plain"))
+    grows = main(args(exp_name="grows", schedule=("add:image_completion:100", "drop:keypoint_maps:190")))
+    for tag in ("losses/value_loss", "losses/policy_loss", "losses/entropy", "weights/state_representation"):
+        a, b = scalars(plain, tag), scalars(grows, tag)
+        assert a[:4] == b[:4] and a[4:] != b[4:]  # the first rollout that starts at or after step 100 starts at 128
+    assert [step for step, _ in scalars(grows, "weights/image_completion")] == [160, 192, 224, 256]
+    assert [step for step, _ in scalars(grows, "weights/keypoint_maps")] == [32, 64, 96, 128, 160, 192]
+    total = [scalars(grows, f"weights/{name}")[4:6] for name in ("state_representation", "keypoint_maps", "image_completion")]
+    assert [step for step, _ in total[0]] == [160, 192]
+    np.testing.assert_allclose(sum(scalars(grows, "weights/image_completion")[i][1] for i in (2, 3)) > 0, True)
+
+
+@pytest.mark.parametrize("mode", ["wsa", "dot_product", "uniform", "random_weights"])
+def test_a_schedule_goes_on_across_resume(args, mode):
+    """Stopped between the two changes and resumed: the second one still happens, the optimiser fits, the agent opens."""
+    flags = {"combiner": mode, "schedule": ("drop:keypoint_maps:150", "add:image_completion:60")}
+    run = main(args(total_timesteps=128, **flags))
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["changes_done"] == 1 and any("adapters.image_completion" in key for key in checkpoint["agent"])
+    main(args(resume=str(run / "checkpoint.pt"), **flags))
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["changes_done"] == 2 and not any("keypoint_maps" in key for key in checkpoint["agent"])
+    trained = sum(1 for key in checkpoint["agent"] if not (mode == "random_weights" and "scorer" in key))
+    assert len(checkpoint["optimizer"]["state"]) == trained
+    assert load_agent(run / "checkpoint.pt").agent.names == ("state_representation", "image_completion")
+
+
+def test_a_schedule_keeps_all_else(args):
+    """At a change nothing else moves: adapters and optimiser state of the models that stay, scorer and heads."""
+    flags = args()
+    frozen = ppo_wsa_atari.FrozenModels(args(schedule=("add:image_completion:0",)))
+    agent = ppo_wsa_atari.Agent(frozen.shapes, "autoencoder", 6, flags)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
+    obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8)
+    agent.get_value(frozen(obs, agent.names)).sum().backward()
+    optimizer.step()
+    before = {key: value.clone() for key, value in agent.state_dict().items()}
+    moments = {id(p): optimizer.state[p]["exp_avg"].clone() for p in agent.parameters() if p in optimizer.state}
+    rng_state = torch.get_rng_state()
+    for entry in ("add:image_completion:7", "drop:keypoint_maps:9"):
+        agent.apply_change(parse_schedule(args(schedule=(entry,)))[0], frozen.shapes, 1, optimizer)
+    assert torch.equal(torch.get_rng_state(), rng_state)
+    after = agent.state_dict()
+    assert {key for key in before if key not in after} == {key for key in before if "keypoint_maps" in key}
+    assert all(torch.equal(before[key], after[key]) for key in before if key in after)
+    kept = [p for p in agent.parameters() if id(p) in moments]
+    assert kept and all(torch.equal(optimizer.state[p]["exp_avg"], moments[id(p)]) for p in kept)
+    new = list(agent.combiner.adapters["image_completion"].parameters())
+    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert in_optimizer == {id(p) for p in agent.parameters()} and not any(p in optimizer.state for p in new)
+
+
+def test_untrained_models_and_the_random_context(args, models):
+    """The controls: random weights that the seed decides and the checkpoint keeps; the context is what was asked for."""
+    run = main(args(untrained_encoders=True, context_encoder="random", total_timesteps=64))
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["encoders"] == {} and set(checkpoint["own_models"]) == {"state_representation", "keypoint_maps", "random"}
+    frozen = load_agent(run / "checkpoint.pt").frozen
+    for name, state in checkpoint["own_models"].items():
+        assert all(torch.equal(value, state[key]) for key, value in frozen.models[name].state_dict().items())
+    weight = checkpoint["own_models"]["random"]["network.2.weight"].flatten(1)  # orthogonal rows of length sqrt 2
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(64), rtol=1e-4, atol=1e-4)
+    stored = torch.load(Path(models) / "Pong" / "state_representation.pt", weights_only=True)["state"]
+    assert not torch.equal(stored["head.weight"].float(), checkpoint["own_models"]["state_representation"]["head.weight"])
+    both = ppo_wsa_atari.FrozenModels(args(encoders=("autoencoder",), untrained_encoders=True))
+    assert set(both.models) == {"autoencoder", "context_autoencoder"} and set(both.sha256) == {"context_autoencoder"}
+
+
+@pytest.mark.parametrize("context", ["state_representation", "keypoint_maps"])
+def test_any_model_can_be_the_context(args, context):
+    assert main(args(context_encoder=context, total_timesteps=32)).is_dir()
+
+
+def test_ones_own_model(args, tmp_path, monkeypatch):
+    """The README's example, word for word; its weights are in the checkpoint."""
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    code = readme.split("```python\n# my_models.py\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 12
+    (tmp_path / "my_models.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    run = main(args(encoders=("state_representation", "my_models:Downsampled"), total_timesteps=64))
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert "Downsampled" in checkpoint["own_models"] and "state_representation" in checkpoint["encoders"]
+    obs = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), dtype=np.uint8)
+    assert load_agent(run / "checkpoint.pt").act(obs, greedy=True).shape == (2,)
+    assert len(scalars(run, "weights/Downsampled")) == 2
+
+
+class Wrong(nn.Module):
+    def forward(self, x):
+        return x.float().flatten(2)  # (B, 4, 7056)
+
+
+def not_a_module():
+    return 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"combiner": "cnn", "scorer_activation": "none"}, "--scorer-activation is an option of --combiner wsa, not of cnn"),
+        ({"cnn_layers": 2}, "--cnn-layers is an option of --combiner cnn, not of wsa"),
+        ({"combiner": "cnn", "cnn_layers": 4}, "--cnn-layers must be 1, 2 or 3, not 4"),
+        ({"combiner": "reservoir", "reservoir_units": 0}, "--reservoir-units must be at least 1"),
+        ({"combiner": "uniform", "weights_ent_coef": 0.1}, "--weights-ent-coef"),
+        ({"combiner": "reservoir", "recompute_embeddings": True}, "follow one another"),
+        ({"combiner": "attention"}, "no such mode; the known ones are wsa, linear"),
+        ({"schedule": ("add:image_completion",)}, "write add:<model>:<step>"),
+        ({"schedule": ("add:resnet:10",)}, "no such model"),
+        ({"schedule": ("drop:object_masks:10",)}, "object_masks is not there at that step"),
+        ({"schedule": ("add:keypoint_maps:10",)}, "keypoint_maps is there already"),
+        ({"schedule": ("drop:keypoint_maps:10", "drop:state_representation:20")}, "is the last model then"),
+        ({"schedule": ("add:image_completion:9",), "combiner": "linear"}, "linear is built for one set of models"),
+        ({"encoders": ("nowhere:Model",)}, "nowhere:Model: cannot be imported"),
+        ({"encoders": ("test_modes:Nothing",)}, "test_modes:Nothing: cannot be imported"),
+        ({"encoders": ("test_modes:not_a_module",)}, "gives int, not an nn.Module"),
+        ({"encoders": ("test_modes:Wrong",)}, r"test_modes:Wrong: must map .* it gave \(2, 4, 7056\)"),
+        ({"context_encoder": "resnet"}, "resnet: no such model"),
+    ],
+)
+def test_bad_input_is_refused(args, changes, says):
+    flags = args(**changes)
+    with pytest.raises(InputError, match=says):
+        main(flags)
+    assert not Path(flags.runs_dir).exists()
