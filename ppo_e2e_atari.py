@@ -238,11 +238,11 @@ def main(args: Args) -> Path:
     if args.resume:
         checkpoint = load_checkpoint(Path(args.resume))
         storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
-        if args.total_timesteps - checkpoint["global_step"] < args.num_envs * args.num_steps:
+        if checkpoint["global_step"] >= args.total_timesteps:
             raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches
-    num_iterations = args.total_timesteps // batch_size
+    num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
     if checkpoint:
         run_dir = Path(args.resume).resolve().parent
     else:
@@ -320,7 +320,7 @@ def main(args: Args) -> Path:
     tracker = GameTracker(info["lives"])
     start_time, start_step = time.time(), global_step
     progress = tqdm(
-        total=args.total_timesteps,
+        total=num_iterations * batch_size,
         initial=global_step,
         unit="step",
         unit_scale=True,

@@ -281,7 +281,8 @@ def test_schedules_follow_the_run():
     transporter = PRETRAININGS["keypoint_maps"]()
     assert transporter.learning_rate_factor(0.0) == 1.0
     assert transporter.learning_rate_factor(0.1) == pytest.approx(0.95)
-    assert transporter.learning_rate_factor(0.999) == pytest.approx(0.95**9)
+    assert transporter.learning_rate_factor(0.79) == pytest.approx(0.95**7)
+    assert transporter.learning_rate_factor(0.9) == pytest.approx(0.95**9 / 2)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
