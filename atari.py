@@ -112,24 +112,25 @@ def play_games(
     num_games: int,
     seed: int,
     repeat_action_probability: float = 0.0,
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME,
     max_num_envs: int = 8,
-) -> list[tuple[int, int]]:
-    """Play `num_games` whole games and return the raw score and the length in agent steps of each.
+) -> list[tuple[int, int, bool]]:
+    """Play `num_games` whole games and return of each its raw score, its length in agent steps, and whether the frame limit cut it off.
 
     `act` maps uint8 (B, 4, 84, 84) to actions (B,). How many games each environment plays is fixed beforehand (no two differ by more
     than one), so that short games are not counted more often than long ones.
     """
     num_envs = min(num_games, max_num_envs)
     quota = np.array([len(part) for part in np.array_split(np.arange(num_games), num_envs)])
-    envs = make_envs(env_id, num_envs, repeat_action_probability)
+    envs = make_envs(env_id, num_envs, repeat_action_probability, max_frames_per_game=max_frames_per_game)
     obs, info = envs.reset(seed=env_seeds(num_envs, seed, 1))
     tracker = GameTracker(info["lives"])
-    games: list[list[tuple[int, int]]] = [[] for _ in range(num_envs)]
+    games: list[list[tuple[int, int, bool]]] = [[] for _ in range(num_envs)]
     while any(len(games[i]) < quota[i] for i in range(num_envs)):
         obs, rewards, terminated, truncated, info = envs.step(act(obs))
         game_over, finished = tracker.step(rewards, terminated, truncated, info["lives"])
         for i, game in zip(np.flatnonzero(game_over), finished, strict=True):
             if len(games[i]) < quota[i]:
-                games[i].append(game)
+                games[i].append((*game, bool(truncated[i])))
     envs.close()
     return [game for per_env in games for game in per_env]

@@ -121,10 +121,12 @@ def check_args(args: Args) -> None:
         )
     if batch_size // args.num_minibatches < 2:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
+    if args.seed < 0 or args.torch_threads < 0 or args.learning_rate < 0:
+        raise InputError("--seed, --torch-threads and --learning-rate must not be negative.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
 
 
 def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
@@ -416,20 +418,21 @@ def main(args: Args) -> Path:
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
             play = functools.partial(agent.act, greedy=True)
-            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability)
-            candidate = float(np.mean([score for score, _ in games]))
+            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability, args.max_frames_per_game)
+            candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
+            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press
+            writer.add_scalar("eval/truncated_games", stood_still, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
         if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
             candidate = float(np.mean(last_games))
-        if candidate is not None and candidate > best_return:
-            best_return = candidate
-            save(run_dir / "best.pt", iteration)
-        elif save_now and best_return == -float("inf"):
-            save(run_dir / "best.pt", iteration)
-        if save_now:
+        improved = candidate is not None and candidate > best_return
+        best_return = candidate if improved else best_return
+        if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             save(run_dir / "checkpoint.pt", iteration)
+        if improved or (save_now and best_return == -float("inf")):
+            save(run_dir / "best.pt", iteration)
         if interrupted.is_set():
             break
 

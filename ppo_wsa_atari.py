@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +81,8 @@ class Args:
     pretrained_dir: str = "pretrained"
     """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
     scorer_activation: Literal["relu", "none"] | None = None
-    """wsa: last activation of the shared weight network (none given: relu, the published one, which can die)"""
+    """wsa: last activation of the shared weight network (none given: relu, the published one, which can die; none: no activation,
+    where the context cancels out in the softmax)"""
     weights_ent_coef: float = 0.0
     """wsa, dot_product: weight of the weights' entropy in the loss (it is added to what is maximised)"""
     cnn_layers: int | None = None
@@ -135,7 +137,16 @@ class Args:
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
 
 
-MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "checkpoint_interval", "exp_name", "runs_dir"}
+MAY_DIFFER_ON_RESUME = {
+    "total_timesteps",
+    "cuda",
+    "torch_threads",
+    "resume",
+    "checkpoint_interval",
+    "exp_name",
+    "runs_dir",
+    "pretrained_dir",
+}
 
 
 def check_args(args: Args) -> None:
@@ -186,10 +197,12 @@ def check_args(args: Args) -> None:
         )
     if batch_size // args.num_minibatches < 2:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
+    if args.seed < 0 or args.torch_threads < 0 or args.learning_rate < 0:
+        raise InputError("--seed, --torch-threads and --learning-rate must not be negative.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
 
 
 @dataclass
@@ -238,6 +251,11 @@ def short_name(spec: str) -> str:
     return spec.rpartition(":")[2]
 
 
+def seed_of(seed: int, what: str) -> int:
+    """A seed for one thing alone, which does not depend on what else the run has."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(what.encode())]).generate_state(1)[0])
+
+
 class FrozenModels(nn.Module):
     """The models that an agent sees through: never trained, never initialised anew after they were made, always in evaluation mode.
 
@@ -249,14 +267,21 @@ class FrozenModels(nn.Module):
         """Open or make each model that the run will need once; raises InputError, with the command that makes them, if some are missing."""
         super().__init__()
         folder, game = Path(pretrained_dir or args.pretrained_dir) / game_name(args.env_id), game_name(args.env_id)
-        specs = {short_name(spec): spec for spec in (*args.encoders, *(change.spec for change in parse_schedule(args)))}
+        specs: dict[str, str] = {}
+
+        def need(name: str, spec: str) -> None:
+            if specs.setdefault(name, spec) != spec:
+                raise InputError(f"{specs[name]} and {spec} are both called {name}; rename one.")
+
+        for spec in (*args.encoders, *(change.spec for change in parse_schedule(args) if change.kind == "add")):
+            need(short_name(spec), spec)
         untrained = set(specs) & set(ENCODERS) if args.untrained_encoders else set()
         self.context_name = None
         if COMBINERS[args.combiner].uses_context:
             self.context_name = short_name(args.context_encoder)
             if self.context_name in untrained:  # the context stays what it is; it is not the untrained model of the same name
                 self.context_name = f"context_{self.context_name}"
-            specs[self.context_name] = args.context_encoder
+            need(self.context_name, args.context_encoder)
         stored = {name: spec for name, spec in specs.items() if spec in ENCODERS and name not in untrained}
         missing = [spec for spec in stored.values() if not (folder / f"{spec}.pt").is_file()]
         if missing:
@@ -265,16 +290,23 @@ class FrozenModels(nn.Module):
                 f"python pretrain_encoders.py --env-id {args.env_id} --encoders {' '.join(missing)} --pretrained-dir {folder.parent}"
             )
         self.models, self.sha256 = nn.ModuleDict(), {}
-        for i, (name, spec) in enumerate(specs.items()):
+        for name, spec in specs.items():
             if name in stored:
                 self.models[name] = load_encoder(folder / f"{spec}.pt", game=game)
+                if self.models[name].description["name"] != spec:
+                    raise InputError(
+                        f"{folder / spec}.pt: the model in this file is a {self.models[name].description['name']}, not a {spec}."
+                    )
                 self.sha256[name] = self.models[name].sha256
             else:
                 with torch.random.fork_rng():  # random weights of its own, so that nothing else's randomness moves
-                    torch.manual_seed(args.seed * 1000 + i)
+                    torch.manual_seed(seed_of(args.seed, name))
                     self.models[name] = make_own_model(spec, ENCODERS)
         self.shapes = {name: tuple(model.output_shape) for name, model in self.models.items()}
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        self.requires_grad_(False).eval()
+        for model in self.models.values():
+            if all(parameter.dim() <= 4 for parameter in model.parameters()):
+                model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
     @property
     def own(self) -> dict[str, nn.Module]:
@@ -336,7 +368,7 @@ class Agent(nn.Module):
         name = short_name(change.spec)
         if change.kind == "add":
             with torch.random.fork_rng():  # a generator of its own, so that nothing else's randomness moves
-                torch.manual_seed(int(np.random.SeedSequence([seed, change.step]).generate_state(1)[0]))
+                torch.manual_seed(seed_of(seed, f"{name} at {change.step}"))
                 self.combiner.add_model(name, shapes[name])
             optimizer.add_param_group({"params": list(self.combiner.adapters[name].parameters())})
             self.names = (*self.names, name)
@@ -722,20 +754,21 @@ def main(args: Args) -> Path:
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
             play = functools.partial(SeeingAgent(frozen, agent).act, greedy=True)
-            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability)
-            candidate = float(np.mean([score for score, _ in games]))
+            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability, args.max_frames_per_game)
+            candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
+            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press
+            writer.add_scalar("eval/truncated_games", stood_still, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
         if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
             candidate = float(np.mean(last_games))
-        if candidate is not None and candidate > best_return:
-            best_return = candidate
-            save(run_dir / "best.pt", iteration)
-        elif save_now and best_return == -float("inf"):
-            save(run_dir / "best.pt", iteration)
-        if save_now:
+        improved = candidate is not None and candidate > best_return
+        best_return = candidate if improved else best_return
+        if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             save(run_dir / "checkpoint.pt", iteration)
+        if improved or (save_now and best_return == -float("inf")):
+            save(run_dir / "best.pt", iteration)
         if interrupted.is_set():
             break
 

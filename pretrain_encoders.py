@@ -7,7 +7,8 @@
 
 What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set a tenth of the
 games apart for validation; train each model that is not stored yet; store it as pretrained/<Game>/<name>.pt. A run that was stopped
-goes on where it was when it is started again. The models' networks and losses are in encoders/, one file each.
+goes on where it was when it is started again (with --retrain, models that were finished before the stop are made once more). The
+models' networks and losses are in encoders/, one file each.
 """
 
 import json
@@ -93,6 +94,10 @@ def check_args(args: Args) -> None:
     for name in ("expert_fraction", "validation_fraction"):
         if not 0.0 < getattr(args, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(args, name)}.")
+    if args.validation_samples % 32 == 1:
+        raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
+    if args.seed < 0 or args.torch_threads < 0:
+        raise InputError("--seed and --torch-threads must not be negative.")
     if args.batch_size == 1:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
     if args.cuda is True and not torch.cuda.is_available():
@@ -109,7 +114,12 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
     Raises:
         InputError: the folder holds frames that were made in another way.
     """
-    expert = storage.load_agent(Path(args.expert_checkpoint), device) if args.expert_checkpoint else None
+    expert = None
+    if args.expert_checkpoint:
+        plays = storage.load(Path(args.expert_checkpoint), "checkpoint")["args"]["env_id"]
+        if plays != args.env_id:
+            raise InputError(f"{args.expert_checkpoint}: this agent plays {plays}, not {args.env_id}.")
+        expert = storage.load_agent(Path(args.expert_checkpoint), device)
     made_by = {
         "env_id": args.env_id,
         "repeat_action_probability": args.repeat_action_probability,
@@ -126,6 +136,8 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
             raise InputError(f"{folder}: holds frames made with another {', '.join(different)}; choose another --data-dir or delete it.")
     games = index["games"]  # each {"start": first frame, "length": frames, "expert": whether the expert played}
     total = sum(game["length"] for game in games)
+    if total and (not frames_path.exists() or frames_path.stat().st_size < total * 84 * 84):
+        raise InputError(f"{frames_path}: holds less than {index_path} says; delete the folder, or choose another --data-dir.")
     if total >= num_frames:
         return
 
@@ -159,15 +171,14 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
                     continue
                 frames[i].append(info["final_obs"][i, -1].copy())
                 game = np.stack(frames[i])[: num_frames - total]
-                if len(game) >= 2:
-                    file.write(game.tobytes())
-                    file.flush()
-                    games.append({"start": total, "length": len(game), "expert": bool(by_expert[i])})
-                    total += len(game)
-                    temporary = index_path.with_suffix(".tmp")
-                    temporary.write_text(json.dumps(index))
-                    os.replace(temporary, index_path)  # only now does the game count
-                    progress.update(len(game))
+                file.write(game.tobytes())
+                file.flush()
+                games.append({"start": total, "length": len(game), "expert": bool(by_expert[i])})
+                total += len(game)
+                temporary = index_path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(index))
+                os.replace(temporary, index_path)  # only now does the game count
+                progress.update(len(game))
                 frames[i], by_expert[i] = [obs[i, -1].copy()], next_is_expert()
                 if total >= num_frames:
                     break
@@ -184,14 +195,15 @@ class FrameData:
     def __init__(self, folder: Path, validation_fraction: float, seed: int):
         self.index = json.loads((folder / "index.json").read_text())
         games = self.index["games"]
-        if len(games) < 2:
-            raise InputError(f"{folder}: holds {len(games)} game; at least 2 are needed to hold one out, so raise --num-frames.")
+        long_enough = np.array([i for i, game in enumerate(games) if game["length"] >= 3])  # the others are not drawn from
+        if len(long_enough) < 2:
+            raise InputError(f"{folder}: holds {len(long_enough)} game; at least 2 are needed to hold one out, so raise --num-frames.")
         self.starts = np.array([game["start"] for game in games])
         self.lengths = np.array([game["length"] for game in games])
         self.num_frames = int(self.lengths.sum())
         self.frames = np.memmap(folder / "frames.u8", dtype=np.uint8, mode="r", shape=(self.num_frames, 84, 84))
-        order = np.random.default_rng(seed).permutation(len(games))
-        num_validation = min(len(games) - 1, max(1, round(validation_fraction * len(games))))
+        order = np.random.default_rng(seed).permutation(long_enough)
+        num_validation = min(len(order) - 1, max(1, round(validation_fraction * len(order))))
         self.games = {"validation": np.sort(order[:num_validation]), "training": np.sort(order[num_validation:])}
 
     def observations(self, games: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -209,8 +221,7 @@ class FrameData:
         game's very first frame is not drawn: it has none before it.
         """
         lowest, highest = offsets
-        candidates = self.games[split][self.lengths[self.games[split]] > lowest + 1]
-        games = rng.choice(candidates, size=batch_size)
+        games = rng.choice(self.games[split], size=batch_size)
         times = rng.integers(1, self.lengths[games] - lowest)
         later = times + rng.integers(lowest, np.minimum(highest, self.lengths[games] - 1 - times), endpoint=True)
         obs = torch.from_numpy(self.observations(games, times))
@@ -231,7 +242,7 @@ def validate(pretraining: nn.Module, data: FrameData, num_samples: int, seed: in
     rng = np.random.default_rng([seed, 0])
     torch.manual_seed(seed)
     sums: dict[str, float] = {}
-    for size in [32] * (num_samples // 32) + [num_samples % 32] * (num_samples % 32 > 1):
+    for size in [32] * (num_samples // 32) + [num_samples % 32] * (num_samples % 32 > 0):
         obs, later_obs = data.sample("validation", size, pretraining.offsets, rng)
         for name, value in pretraining.loss(obs.to(device), later_obs.to(device), 1.0).items():
             sums[name] = sums.get(name, 0.0) + value.item() * size
@@ -272,6 +283,7 @@ def train(
     batch_size = args.batch_size or pretraining.batch_size[args.budget]
     optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam, fused=True)
     settings = {"steps": steps, "batch_size": batch_size, "seed": args.seed, "frames": data.num_frames}
+    settings |= {"validation_fraction": args.validation_fraction, "validation_samples": args.validation_samples}
     first_step, best, unchanged = 0, None, 0
     state_path = data_folder / f"{'+'.join(names)}.training.pt"
     if state_path.exists():
@@ -280,6 +292,8 @@ def train(
             pretraining.load_state_dict(state["pretraining"])
             optimizer.load_state_dict(state["optimizer"])
             first_step, best, unchanged, untrained = state["step"], state["best"], state["unchanged"], state["untrained"]
+            if first_step == steps:  # it was stopped between its last step and storing
+                step, validation = steps, validate(pretraining, data, args.validation_samples, args.seed, device)
     if first_step == 0:
         untrained = validate(pretraining, data, args.validation_samples, args.seed, device)
 
@@ -345,7 +359,8 @@ def train(
         "data": {
             "frames": data.num_frames,
             "games": len(data.lengths),
-            "expert_fraction": data.index["expert_fraction"],
+            "expert_fraction": data.index["expert_fraction"],  # of the games that were begun, as asked for
+            "expert_frames": sum(game["length"] for game in data.index["games"] if game["expert"]),  # those that were kept
             "repeat_action_probability": data.index["repeat_action_probability"],
         },
         "training": {"steps": step, "batch_size": batch_size, "seed": args.seed, "torch": torch.__version__.split("+")[0]},
@@ -373,6 +388,12 @@ def main(args: Args) -> None:
             load_encoder(folder / f"{name}.pt", game=game)  # refuse a damaged file now
             print(f"{folder / name}.pt is stored already; --retrain makes it again")
         elif PRETRAININGS[name] not in [PRETRAININGS[other] for other in todo]:
+            together = list(PRETRAININGS[name]().stored_models())
+            stored = [other for other in together if (folder / f"{other}.pt").exists()]
+            if stored and not args.retrain:
+                raise InputError(
+                    f"{folder}: {', '.join(stored)} is stored, but {name}, made together with it, is not; --retrain makes both again."
+                )
             todo.append(name)
     if not todo:
         return

@@ -73,6 +73,11 @@ class Case:
         (logprob.mean() + entropy.mean() + value.square().mean()).backward()
         self.optimizer.step()
 
+    def fixed(self) -> int:
+        """Numbers that are held but not trained: the reservoir's matrices, the random scorer."""
+        tensors = [*self.agent.buffers(), *(p for p in self.agent.parameters() if not p.requires_grad)]
+        return sum(tensor.numel() for tensor in tensors)
+
     def activations(self) -> int:
         """Bytes that an update keeps between forward and backward, beside parameters and inputs."""
         known = {z.untyped_storage().data_ptr() for z in [*self.embeddings.values(), *self.agent.parameters()]}
@@ -120,7 +125,7 @@ def main(args: Args) -> None:
                 "models": number,
                 "trained_parameters": trained,
                 "shared_network": sum(p.numel() for p in scorer.parameters()) if scorer else 0,
-                "training_megabytes": (16 * trained + case.activations()) / 1e6,  # weights, gradients, two moments, and activations
+                "training_megabytes": (16 * trained + 4 * case.fixed() + case.activations()) / 1e6,  # 16: weight, gradient, two moments
                 "combine_8_ms": combine,
                 "update_256_ms": update,
             }

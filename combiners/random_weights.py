@@ -1,5 +1,7 @@
 """A control: weights that move with the screen but are not learnt. What WSA gains over this it gains by learning how to weigh."""
 
+import torch
+
 from combiners.wsa import WeightSharingAttention
 
 
@@ -9,3 +11,7 @@ class RandomWeights(WeightSharingAttention):
     def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...], features_dim: int = 256):
         super().__init__(embedding_shapes, context_shape, features_dim, scorer_activation="none")
         self.scorer.requires_grad_(False)
+        self.context_adapter.requires_grad_(False)  # it serves the scorer alone
+
+    def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return super().scores(e.detach(), c.detach())  # nor do the adapters learn to be weighed; they learn through the weighted sum

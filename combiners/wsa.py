@@ -21,7 +21,8 @@ class WeightSharingAttention(WeightedSum):
 
     Args:
         scorer_activation: "relu" after f is the published code's. It can die: where all scores are 0, the weights are 1/N and nothing is
-            learnt from them. "none" leaves the scores as they are.
+            learnt from them. "none" leaves the scores as they are. But f is one linear layer, so that the context then adds the same
+            number to all scores of a sample, which the softmax takes out again: without the ReLU the weights do not depend on it.
     """
 
     def __init__(

@@ -30,14 +30,19 @@ def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module
     sys.path.insert(0, "")  # modules of the folder in which one works
     try:
         model = getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{spec}: cannot be imported ({error}); write module:name of a class or function.") from error
+    except Exception as error:  # someone else's code: anything can happen
+        raise InputError(f"{spec}: cannot be made ({type(error).__name__}: {error}); write module:name of a class or function.") from error
     finally:
         sys.path.pop(0)
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: gives {type(model).__name__}, not an nn.Module.")
-    with torch.no_grad():
-        out = model.eval()(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
+    try:
+        with torch.no_grad():
+            out = model.eval()(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
+    except Exception as error:
+        raise InputError(
+            f"{spec}: fails on uint8 (2, 4, 84, 84) ({type(error).__name__}: {error}); it must scale pixels itself."
+        ) from error
     if not isinstance(out, torch.Tensor) or out.dim() not in (2, 4) or len(out) != 2:
         found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(f"{spec}: must map uint8 (2, 4, 84, 84) to (2, n) or (2, C, H, W); it gave {found}.")

@@ -109,6 +109,8 @@ def test_play_games_counts_whole_games_and_repeats():
         return obs.reshape(len(obs), -1).sum(axis=1, dtype=np.int64) % 6
 
     first = play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
-    assert len(first) == 3 and all(-21 <= score <= 21 and length > 500 for score, length in first)
+    assert len(first) == 3 and all(-21 <= score <= 21 and length > 500 and not cut_off for score, length, cut_off in first)
     assert first == play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
     assert first != play_games(act, "ALE/Pong-v5", 3, seed=4, max_num_envs=2)
+    short = play_games(act, "ALE/Pong-v5", 3, seed=3, max_frames_per_game=100, max_num_envs=2)
+    assert all(length <= 25 and cut_off for _, length, cut_off in short)

@@ -336,7 +336,7 @@ def test_a_schedule_goes_on_across_resume(args, mode):
     main(args(resume=str(run / "checkpoint.pt"), **flags))
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["changes_done"] == 2 and not any("keypoint_maps" in key for key in checkpoint["agent"])
-    trained = sum(1 for key in checkpoint["agent"] if not (mode == "random_weights" and "scorer" in key))
+    trained = sum(1 for key in checkpoint["agent"] if not (mode == "random_weights" and ("scorer" in key or "context" in key)))
     assert len(checkpoint["optimizer"]["state"]) == trained
     assert load_agent(run / "checkpoint.pt").agent.names == ("state_representation", "image_completion")
 
@@ -364,6 +364,23 @@ def test_a_schedule_keeps_all_else(args):
     new = list(agent.combiner.adapters["image_completion"].parameters())
     in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert in_optimizer == {id(p) for p in agent.parameters()} and not any(p in optimizer.state for p in new)
+
+
+def test_what_comes_later_does_not_move_random_models(args):
+    """The random context, and two models added at one step: each has a generator of its own."""
+    plain, later = (
+        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule)) for schedule in ((), ("add:image_completion:9",))
+    )
+    for key, value in plain.models["random"].state_dict().items():
+        assert torch.equal(value, later.models["random"].state_dict()[key])
+    flags = args(encoders=("state_representation",), schedule=("add:image_completion:9", "add:autoencoder:9"))
+    frozen = ppo_wsa_atari.FrozenModels(flags)
+    agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 6, flags)
+    optimizer = torch.optim.Adam(agent.parameters())
+    for change in parse_schedule(flags):
+        agent.apply_change(change, frozen.shapes, 1, optimizer)
+    first, second = (agent.combiner.adapters[name].linear.weight for name in ("image_completion", "autoencoder"))
+    assert first.shape == second.shape and not torch.equal(first, second)
 
 
 def test_untrained_models_and_the_random_context(args, models):
@@ -407,6 +424,11 @@ class Wrong(nn.Module):
         return x.float().flatten(2)  # (B, 4, 7056)
 
 
+class Unscaled(nn.Conv2d):
+    def __init__(self):
+        super().__init__(4, 8, 3)  # and the pixels are integers
+
+
 def not_a_module():
     return 3
 
@@ -427,9 +449,12 @@ def not_a_module():
         ({"schedule": ("add:keypoint_maps:10",)}, "keypoint_maps is there already"),
         ({"schedule": ("drop:keypoint_maps:10", "drop:state_representation:20")}, "is the last model then"),
         ({"schedule": ("add:image_completion:9",), "combiner": "linear"}, "linear is built for one set of models"),
-        ({"encoders": ("nowhere:Model",)}, "nowhere:Model: cannot be imported"),
-        ({"encoders": ("test_modes:Nothing",)}, "test_modes:Nothing: cannot be imported"),
+        ({"encoders": ("nowhere:Model",)}, "nowhere:Model: cannot be made"),
+        ({"encoders": ("test_modes:Nothing",)}, "test_modes:Nothing: cannot be made"),
         ({"encoders": ("test_modes:not_a_module",)}, "gives int, not an nn.Module"),
+        ({"encoders": ("test_modes:Unscaled",)}, r"test_modes:Unscaled: fails on uint8"),
+        ({"encoders": ("test_modes:Wrong", "other:Wrong")}, "none twice"),
+        ({"encoders": ("test_modes:autoencoder",)}, "are both called autoencoder"),
         ({"encoders": ("test_modes:Wrong",)}, r"test_modes:Wrong: must map .* it gave \(2, 4, 7056\)"),
         ({"context_encoder": "resnet"}, "resnet: no such model"),
     ],

@@ -146,6 +146,8 @@ def test_an_expert_plays_its_share(tmp_path):
     run = ppo_e2e_atari.main(ppo_e2e_atari.Args(total_timesteps=32, num_envs=2, num_steps=16, runs_dir=str(tmp_path / "runs")))
     args = small_args(tmp_path, num_frames=3600, expert_checkpoint=str(run / "checkpoint.pt"), encoders=("autoencoder",), steps=1)
     main(args)
+    with pytest.raises(InputError, match=r"plays ALE/Pong-v5, not ALE/Breakout-v5"):
+        main(small_args(tmp_path, env_id="ALE/Breakout-v5", expert_checkpoint=str(run / "checkpoint.pt")))
     index = json.loads((tmp_path / "data" / "Pong" / "index.json").read_text())
     assert index["expert_fraction"] == 0.5 and len(index["expert_sha256"]) == 64
     assert {game["expert"] for game in index["games"]} == {True, False}
@@ -163,6 +165,8 @@ def test_an_expert_plays_its_share(tmp_path):
         ({"expert_fraction": 1.5}, "--expert-fraction"),
         ({"expert_checkpoint": "nowhere.pt"}, "nowhere.pt: there is no such file"),
         ({"num_frames": 300}, "at least 2 are needed"),
+        ({"num_frames": 1}, "at least 2 are needed"),
+        ({"seed": -1}, "must not be negative"),
         ({"cuda": True}, "no CUDA device"),
     ],
 )
