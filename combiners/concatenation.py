@@ -1,5 +1,7 @@
 """What the modes that concatenate have in common: spatial adapters, and a set of models that is fixed."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 
@@ -11,6 +13,7 @@ class Concatenation(nn.Module):
 
     Args:
         embedding_shapes: {model's name: shape of its embedding without the batch}.
+        make_adapter: makes a model's adapter from its name and shape.
 
     Raises:
         ValueError: no model, or an embedding that is neither a vector nor a map.
@@ -18,11 +21,13 @@ class Concatenation(nn.Module):
 
     uses_context = False
 
-    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]]):
+    def __init__(
+        self, embedding_shapes: dict[str, tuple[int, ...]], make_adapter: Callable[[str, tuple[int, ...]], nn.Module] = SpatialAdapter
+    ):
         super().__init__()
         if not embedding_shapes:
             raise ValueError("there must be at least one model to combine.")
-        self.spatial = nn.ModuleDict({name: SpatialAdapter(name, shape) for name, shape in embedding_shapes.items()})
+        self.spatial = nn.ModuleDict({name: make_adapter(name, shape) for name, shape in embedding_shapes.items()})
 
     def adapt(self, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{name: (B, *shape)} -> {name: (B, n) or (B, C, 16, 16)}, in the order of `embedding_shapes`."""
