@@ -511,17 +511,14 @@ def main(args: Args) -> Path:
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
-    if checkpoint:
-        run_dir = Path(args.resume).resolve().parent
-    else:
-        run_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
-        if run_dir.exists():
-            raise InputError(f"{run_dir}: another run with this name has just been started; give this one another --exp-name.")
     schedule = parse_schedule(args)
     frozen = FrozenModels(args)
     if checkpoint:
         restore_frozen(Path(args.resume), checkpoint, frozen)
-    storage.require_writable(run_dir)
+        run_dir = Path(args.resume).resolve().parent
+        storage.require_writable(run_dir)
+    else:
+        run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
     if args.torch_threads:

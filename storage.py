@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror}); choose another folder.") from error
+
+
+def new_run_dir(runs_dir: Path | str, name: str) -> Path:
+    """Make the folder of a new run, `<runs_dir>/<name>__<seconds since 1970>`; of two runs begun in one second, one gets the next second.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    started = int(time.time())
+    while True:
+        run_dir = Path(runs_dir) / f"{name}__{started}"
+        require_writable(run_dir.parent)
+        try:
+            run_dir.mkdir()  # fails where another run has just taken the name
+            return run_dir
+        except FileExistsError:
+            started += 1
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu"):

@@ -74,3 +74,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         storage.require_writable(tmp_path / "file" / "folder")
+
+
+def test_runs_begun_in_one_second_get_folders_of_their_own(tmp_path):
+    folders = [storage.new_run_dir(tmp_path / "runs", "Pong__ppo__1") for _ in range(5)]
+    assert len(set(folders)) == 5 and all(folder.is_dir() for folder in folders)
+    assert 0 <= int(folders[0].name.removeprefix("Pong__ppo__1__")) - time.time() + 10 < 20
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        storage.new_run_dir(tmp_path / "file", "Pong__ppo__1")
