@@ -13,6 +13,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from storage import InputError
 
@@ -46,6 +47,7 @@ def make_envs(
     repeat_action_probability: float = 0.0,
     life_loss_info: bool = False,
     max_frames_per_game: int = MAX_FRAMES_PER_GAME,
+    noop_max: int = 30,
 ) -> gym.vector.VectorEnv:
     """`num_envs` games of `env_id` side by side; observations uint8 (num_envs, 4, 84, 84), rewards int32 (num_envs,) raw.
 
@@ -62,8 +64,53 @@ def make_envs(
         life_loss_info=life_loss_info,
         reward_clipping=False,  # scores stay raw; a script that wants clipped rewards clips them itself
         max_num_frames_per_episode=max_frames_per_game,
+        noop_max=noop_max,
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
+
+
+class StartOfGame(gym.Wrapper):
+    """No-ops and then FIRE at the start of a game, as the vector environment does it, for an environment of one emulator frame per step."""
+
+    def __init__(self, env: gym.Env, noop_max: int = 30):
+        super().__init__(env)
+        self.noop_max, self.rng = noop_max, np.random.default_rng()
+        actions = env.unwrapped.get_action_meanings()
+        self.fire = actions.index("FIRE") if "FIRE" in actions else None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            seed = int(seed)
+            self.rng = np.random.default_rng(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        for _ in range(self.rng.integers(1, self.noop_max + 1) if self.noop_max else 0):
+            obs, _, _, _, info = self.env.step(0)
+        if self.fire is not None:
+            obs, _, _, _, info = self.env.step(self.fire)
+        return obs, info
+
+
+def make_env(
+    env_id: str,
+    repeat_action_probability: float = 0.0,
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME,
+    noop_max: int = 30,
+    emulator: gym.Env | None = None,
+    **options,
+) -> gym.Env:
+    """One game through Gymnasium's wrappers, several times slower than `make_envs` but open: its RAM, its colour screen, its modes.
+
+    It shows the same pixels as `make_envs`, from the same start of a game on (only the number of no-ops is drawn by another generator).
+
+    Args:
+        emulator: one-frame-per-step environment to wrap in place of Gymnasium's own.
+        options: `mode` and `difficulty` of the emulator, `render_mode`.
+    """
+    if emulator is None:
+        settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
+        emulator = gym.make(env_id, frameskip=1, **settings, **options)
+    env = AtariPreprocessing(StartOfGame(emulator, noop_max), noop_max=0, frame_skip=4, screen_size=84)
+    return FrameStackObservation(env, 4, padding_type="zero")
 
 
 def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:
@@ -108,29 +155,29 @@ class GameTracker:
 
 def play_games(
     act: Callable[[np.ndarray], np.ndarray],
-    env_id: str,
+    envs: gym.vector.VectorEnv,
     num_games: int,
-    seed: int,
-    repeat_action_probability: float = 0.0,
-    max_frames_per_game: int = MAX_FRAMES_PER_GAME,
-    max_num_envs: int = 8,
+    seeds: np.ndarray,
+    on_game: Callable[[], object] = lambda: None,
 ) -> list[tuple[int, int, bool]]:
     """Play `num_games` whole games and return of each its raw score, its length in agent steps, and whether the frame limit cut it off.
 
-    `act` maps uint8 (B, 4, 84, 84) to actions (B,). How many games each environment plays is fixed beforehand (no two differ by more
-    than one), so that short games are not counted more often than long ones.
+    `act` maps uint8 (B, 4, 84, 84) to actions (B,); `envs` are without `life_loss_info`, in SAME_STEP mode, and are closed at the end;
+    `on_game` is called after each game. How many games each environment plays is fixed beforehand (no two differ by more than one), so
+    that short games are not counted more often than long ones; the games come in the order of environments.
     """
-    num_envs = min(num_games, max_num_envs)
-    quota = np.array([len(part) for part in np.array_split(np.arange(num_games), num_envs)])
-    envs = make_envs(env_id, num_envs, repeat_action_probability, max_frames_per_game=max_frames_per_game)
-    obs, info = envs.reset(seed=env_seeds(num_envs, seed, 1))
-    tracker = GameTracker(info["lives"])
-    games: list[list[tuple[int, int, bool]]] = [[] for _ in range(num_envs)]
-    while any(len(games[i]) < quota[i] for i in range(num_envs)):
-        obs, rewards, terminated, truncated, info = envs.step(act(obs))
-        game_over, finished = tracker.step(rewards, terminated, truncated, info["lives"])
-        for i, game in zip(np.flatnonzero(game_over), finished, strict=True):
+    quota = [len(part) for part in np.array_split(np.arange(num_games), envs.num_envs)]
+    games: list[list[tuple[int, int, bool]]] = [[] for _ in range(envs.num_envs)]
+    scores, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
+    obs, _ = envs.reset(seed=seeds)
+    while any(len(games[i]) < quota[i] for i in range(envs.num_envs)):
+        obs, rewards, terminated, truncated, _ = envs.step(act(obs))
+        scores += rewards
+        lengths += 1
+        for i in np.flatnonzero(terminated | truncated):
             if len(games[i]) < quota[i]:
-                games[i].append((*game, bool(truncated[i])))
+                games[i].append((int(scores[i]), int(lengths[i]), bool(truncated[i])))
+                on_game()
+            scores[i], lengths[i] = 0, 0
     envs.close()
     return [game for per_env in games for game in per_env]

@@ -181,8 +181,8 @@ class Agent(nn.Module):
         return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
 
 
-def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
-    """The trained agent of a checkpoint of this script, ready to `act`.
+def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:
+    """The trained agent of a checkpoint of this script, ready to `act`. (`pretrained_dir` is for scripts whose agents have stored models.)
 
     Raises:
         InputError: no such file, damaged, or of another script.
@@ -240,6 +240,7 @@ def main(args: Args) -> Path:
     if args.resume:
         checkpoint = load_checkpoint(Path(args.resume))
         storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
+        storage.require_resumable(Path(args.resume), checkpoint)
         if checkpoint["global_step"] >= args.total_timesteps:
             raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
     batch_size = args.num_envs * args.num_steps
@@ -415,8 +416,10 @@ def main(args: Args) -> Path:
         last = interrupted.is_set() or iteration == num_iterations
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+            num_eval_envs = min(args.eval_episodes, args.num_envs)
+            eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             play = functools.partial(agent.act, greedy=True)
-            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability, args.max_frames_per_game)
+            games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))
             candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
             stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press

@@ -403,9 +403,24 @@ class SeeingAgent(nn.Module):
         super().__init__()
         self.frozen, self.agent, self.reservoir_state = frozen, agent, None
 
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """Names of the models in the order of the weights' columns; none for modes that do not weigh."""
+        return self.agent.names if isinstance(self.agent.combiner, WeightedSum) else ()
+
+    def drop(self, spec: str) -> None:
+        """Go on without one of the models. Raises InputError if the mode needs them all, it is not there, or it is the last one."""
+        if not self.weighed:
+            raise InputError("this agent's mode was built for one set of models; those that weigh (wsa, dot_product) can do with fewer.")
+        try:
+            self.agent.combiner.remove_model(short_name(spec))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.agent.names = tuple(self.agent.combiner.adapters)
+
     @torch.no_grad()
-    def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
-        """uint8 (B, 4, 84, 84) -> actions (B,): the most probable ones or drawn ones. An array gives an array, a tensor a tensor."""
+    def act_and_weights(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """uint8 (B, 4, 84, 84) -> actions (B,): the most probable ones or drawn ones; and the weights (B, N), for modes that weigh."""
         x = torch.as_tensor(obs, device=self.agent.actor[0].weight.device)
         embeddings = self.frozen(x, self.agent.names)
         if isinstance(self.agent.combiner, Reservoir):
@@ -414,8 +429,13 @@ class SeeingAgent(nn.Module):
             new_game = ~x[:, :-1].flatten(1).any(dim=1)
             h, self.reservoir_state = self.agent.combiner.step(embeddings, self.reservoir_state, new_game)
             embeddings = {"reservoir": h}
-        logits = self.agent.actor(self.agent.features(embeddings)[0])
-        actions = logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample()
+        state, weights = self.agent.features(embeddings)
+        logits = self.agent.actor(state)
+        return logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample(), weights
+
+    def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> actions (B,). An array gives an array, a tensor a tensor."""
+        actions, _ = self.act_and_weights(obs, greedy)
         return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
 
 
@@ -506,6 +526,7 @@ def main(args: Args) -> Path:
     if args.resume:
         checkpoint = load_checkpoint(Path(args.resume))
         storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
+        storage.require_resumable(Path(args.resume), checkpoint)
         if checkpoint["global_step"] >= args.total_timesteps:
             raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
     batch_size = args.num_envs * args.num_steps
@@ -750,8 +771,10 @@ def main(args: Args) -> Path:
         last = interrupted.is_set() or iteration == num_iterations
         candidate = None
         if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+            num_eval_envs = min(args.eval_episodes, args.num_envs)
+            eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             play = functools.partial(SeeingAgent(frozen, agent).act, greedy=True)
-            games = play_games(play, args.env_id, args.eval_episodes, args.seed, args.repeat_action_probability, args.max_frames_per_game)
+            games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))
             candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
             stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press

@@ -92,16 +92,25 @@ def new_run_dir(runs_dir: Path | str, name: str) -> Path:
             started += 1
 
 
-def load_agent(path: Path, device: torch.device | str = "cpu"):
+def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None):
     """Open any agent's checkpoint with the `load_agent` of the script that the checkpoint names.
+
+    Args:
+        pretrained_dir: where the stored models are, if not where they were in training.
 
     Returns:
         An object with `act(obs, greedy) -> actions` for uint8 observations (B, 4, 84, 84).
     """
-    script = load(path, "checkpoint")["script"]
+    script = load(path, "checkpoint").get("script", "?")
     if not (re.fullmatch(r"\w+", script) and Path(__file__).with_name(f"{script}.py").is_file()):
         raise InputError(f"{path}: it was made by '{script}.py', which is not one of the scripts here.")
-    return importlib.import_module(script).load_agent(path, device)
+    return importlib.import_module(script).load_agent(path, device, pretrained_dir)
+
+
+def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint that export_agent.py made smaller: it has no optimiser; raises InputError."""
+    if "optimizer" not in checkpoint:
+        raise InputError(f"{path}: an exported agent can play but not train on; resume from its run's checkpoint.pt.")
 
 
 def require_same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any], may_differ: set[str]) -> None:

@@ -3,9 +3,10 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from atari import GameTracker, env_seeds, game_name, make_envs, play_games
+from atari import GameTracker, env_seeds, game_name, make_env, make_envs, play_games
 from storage import InputError
 
 
@@ -108,9 +109,33 @@ def test_play_games_counts_whole_games_and_repeats():
     def act(obs):  # the action depends on what is seen, so that a change in the observations would show
         return obs.reshape(len(obs), -1).sum(axis=1, dtype=np.int64) % 6
 
-    first = play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
+    def play(seed, **options):
+        return play_games(act, make_envs("ALE/Pong-v5", 2, **options), 3, env_seeds(2, seed, 1))
+
+    first = play(3)
     assert len(first) == 3 and all(-21 <= score <= 21 and length > 500 and not cut_off for score, length, cut_off in first)
-    assert first == play_games(act, "ALE/Pong-v5", 3, seed=3, max_num_envs=2)
-    assert first != play_games(act, "ALE/Pong-v5", 3, seed=4, max_num_envs=2)
-    short = play_games(act, "ALE/Pong-v5", 3, seed=3, max_frames_per_game=100, max_num_envs=2)
-    assert all(length <= 25 and cut_off for _, length, cut_off in short)
+    assert first == play(3)
+    assert first != play(4)
+    assert all(length <= 25 and cut_off for _, length, cut_off in play(3, max_frames_per_game=100))
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman", "SpaceInvaders"])
+def test_the_open_environment_shows_what_training_saw(game):
+    """Frame by frame, with no-ops off, through the end of games: pixels, rewards, ends and lives (FIRE is pressed, or is not there)."""
+    vector = make_envs(f"ALE/{game}-v5", 1, noop_max=0, max_frames_per_game=1600)
+    single = gym.vector.SyncVectorEnv(
+        [lambda: make_env(f"ALE/{game}-v5", noop_max=0, max_frames_per_game=1600)], autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    (expected, info), (seen, other) = vector.reset(seed=np.array([5])), single.reset(seed=np.array([5]))
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(500):
+        np.testing.assert_array_equal(seen, expected)
+        assert other["lives"] == info["lives"]
+        action = rng.integers(vector.single_action_space.n, size=1)
+        expected, reward, terminated, truncated, info = vector.step(action)
+        seen, *rest, other = single.step(action)
+        assert (*rest[0], *rest[1], *rest[2]) == (*reward, *terminated, *truncated)
+        ends += int(terminated[0] or truncated[0])
+    assert ends >= 1
+    vector.close()
+    single.close()

@@ -1,0 +1,684 @@
+"""Look at a trained agent: its score over whole games, on changed games, and what its weights say.
+
+    python evaluate.py --checkpoint runs/<run_name>/best.pt                          # 100 games; several checkpoints stand side by side
+    python evaluate.py --list-variations --env-id ALE/Breakout-v5                    # what can be changed in a game
+    python evaluate.py --checkpoint runs/<run_name>/best.pt --variation gravity mode:4 color_all_blocks_red+gravity
+    python evaluate.py --checkpoint runs/<run_name>/best.pt --suite                  # all of a game's variations
+    python evaluate.py --checkpoint runs/<run_name>/best.pt --attention              # one game: weights as plot, film, CSV, summary
+
+The protocol is that of Piccoli et al. (arXiv 2507.07197, section 5): the best agent of a run, greedy, 100 games, raw scores. The changed
+games are HackAtari's (Delfosse et al. 2024, arXiv 2406.03997; install requirements-hackatari.txt) and the modes and difficulties that the
+emulator itself offers (Machado et al. 2018, arXiv 1709.06009, section 5).
+
+The file reads in the order in which things happen: flags, variations, playing and counting, the suite's comparison, one game watched
+closely (plot, film, summary), `main`. It writes into its output folder only.
+"""
+
+import csv
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import random
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from scipy import stats
+from tqdm import tqdm
+
+import storage
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env, make_envs, play_games
+from storage import InputError
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.animation import PillowWriter  # noqa: E402
+
+UNCHANGED = "unchanged"
+STREAM = 7  # evaluation games have seeds of their own, apart from those of training, whatever --seed is
+STEPS_PER_SECOND = 15  # agent steps in a second of play: 60 emulator frames, 4 a step
+COMPARED_STEPS = 1000  # agent steps in which the suite looks for a pixel that a variation changes
+
+
+@dataclass
+class Args:
+    checkpoint: tuple[str, ...] = ()
+    """checkpoint.pt or best.pt of any script here, or a file of export_agent.py; several stand side by side"""
+    labels: tuple[str, ...] = ()
+    """what to call each of them (none given: folder and file)"""
+    episodes: int | None = None
+    """whole games for each agent and variation (none given: 100 as in the paper, 10 with --suite)"""
+    seed: int = 1
+    """seed of games and, with --sample, of actions"""
+    sample: bool = False
+    """draw actions from the policy; without it, the most probable one (greedy: the paper's way)"""
+    num_envs: int | None = None
+    """games side by side; must divide --episodes (none given: the largest such number up to 10)"""
+    repeat_action_probability: float | None = None
+    """sticky actions (none given: as the agent was trained)"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames"""
+
+    env_id: str = "ALE/Pong-v5"
+    """the game of --list-variations; agents play the game they were trained on"""
+    list_variations: bool = False
+    """show what can be changed in a game, and end"""
+    variation: tuple[str, ...] = ()
+    """changed games, each on its own: HackAtari's names, mode:4, difficulty:1; a+b puts a and b into one game"""
+    suite: bool = False
+    """the unchanged game and all of its variations, with a table and a bar plot"""
+    drop_encoders: tuple[str, ...] = ()
+    """play without these frozen models, for modes that weigh"""
+
+    attention: bool = False
+    """watch one game closely, in place of counting scores: each model's weight over time, and a film"""
+    film_start: int = 0
+    """agent step at which the film begins"""
+    film_steps: int = 450
+    """agent steps in the film: 15 are a second of play (0: no film)"""
+
+    pretrained_dir: str | None = None
+    """where the stored models are (none given: where they were in training)"""
+    output_dir: str | None = None
+    """where to write (none given: a new folder under evaluations/)"""
+    cuda: bool | Literal["auto"] = "auto"
+    """run on a GPU: auto (if there is one), True or False"""
+    torch_threads: int = 0
+    """CPU threads for the network (0: PyTorch's choice)"""
+
+
+def check_args(args: Args) -> None:
+    """Refuse, before any work, flags that cannot work; raises InputError."""
+    if not args.checkpoint:
+        raise InputError("name at least one agent: --checkpoint runs/<run_name>/best.pt (python evaluate.py --help shows all flags).")
+    if args.labels and (len(args.labels) != len(args.checkpoint) or len(set(args.labels)) < len(args.labels)):
+        raise InputError("--labels: give one for each of --checkpoint, no two the same.")
+    if args.suite and (args.variation or args.attention):
+        raise InputError("--suite plays all variations and counts; leave --variation and --attention out.")
+    if args.attention and (args.episodes or args.num_envs):
+        raise InputError("--attention watches one game; leave --episodes and --num-envs out.")
+    if args.attention and len(args.variation) > 1:
+        raise InputError("--attention watches one game: one --variation at most (a+b puts two changes into it).")
+    for name in ("episodes", "num_envs", "max_frames_per_game"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if min(args.seed, args.torch_threads, args.film_start, args.film_steps) < 0:
+        raise InputError("--seed, --torch-threads, --film-start and --film-steps must not be negative.")
+    if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:
+        raise InputError(f"--repeat-action-probability must be at least 0 and below 1, not {args.repeat_action_probability}.")
+    episodes, num_envs = games_and_envs(args)
+    if episodes % num_envs:
+        raise InputError(f"--num-envs {num_envs} does not divide --episodes {episodes}: each environment plays the same number of games.")
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+
+
+def games_and_envs(args: Args) -> tuple[int, int]:
+    """How many games each agent plays, and in how many environments: an equal number in each, so that short games are not favoured."""
+    episodes = args.episodes or (10 if args.suite else 100)
+    return episodes, args.num_envs or max(n for n in range(1, 11) if episodes % n == 0)
+
+
+# ----------------------------------------------------------------- variations
+
+
+def hackatari():
+    """The hackatari package; raises InputError if it is not installed."""
+    if importlib.util.find_spec("hackatari") is None:
+        raise InputError(
+            "HackAtari's changed games need the package hackatari, which is not installed here; it needs NumPy below 2, so give it an "
+            "environment of its own: python3 -m venv .venv-hackatari && .venv-hackatari/bin/pip install -r requirements-hackatari.txt"
+        )
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    return importlib.import_module("hackatari.core")
+
+
+def make_hackatari(env_id: str, modifications: list[str], **options) -> gym.Env:
+    """HackAtari's own environment, one emulator frame per step, without the object detection that none of its modifications reads."""
+    env = hackatari().HackAtari(env_id, modifs=modifications, obs_mode="ori", frameskip=1, create_buffer_stacks=[], **options)
+    env.detect_objects = lambda: None  # three times as fast
+    return env
+
+
+@functools.cache
+def hackatari_modifications(env_id: str) -> dict[str, str]:
+    """{name: what it does} of the modifications that HackAtari's installed version has for a game; raises InputError without the package.
+
+    Its own list (`available_modifications`) fails for some games, and it ignores unknown names; so this asks the game's module for its
+    methods and keeps those that put a function to work.
+    """
+    hackatari()
+    try:
+        module = importlib.import_module(f"hackatari.games.{game_name(env_id).lower()}")
+        names = [name for name in vars(module.GameModifications) if not name.startswith("_")]
+    except (ModuleNotFoundError, AttributeError):
+        return {}  # it does not change this game
+    env = make_hackatari(env_id, [])
+    known = {}
+    for name in sorted(names):
+        if any(module.modif_funcs(env, [name])):  # functions for each step, after each reset, after detection
+            known[name] = " ".join((getattr(module.GameModifications, name).__doc__ or "").split())
+    env.close()
+    return known
+
+
+@functools.cache
+def modes_and_difficulties(env_id: str) -> dict[str, str]:
+    """{name: what it does} of the game's own modes and difficulties, but for the default ones."""
+    env = gym.make(env_id)
+    modes, difficulties = env.unwrapped.ale.getAvailableModes(), env.unwrapped.ale.getAvailableDifficulties()
+    env.close()
+    known = {f"mode:{mode}": f"the cartridge's game mode {mode} (default: {modes[0]})" for mode in modes[1:]}
+    return known | {f"difficulty:{level}": f"the console's difficulty switches at {level} (default: 0)" for level in difficulties[1:]}
+
+
+def parse_variation(variation: str, env_id: str) -> tuple[list[str], dict[str, int]]:
+    """From "gravity+mode:4" to HackAtari's modifications ["gravity"] and the emulator's options {"mode": 4}.
+
+    Raises:
+        InputError: names the known variations, or the missing package.
+    """
+    parts = variation.split("+") if variation != UNCHANGED else []
+    of_emulator = {part for part in parts if part.startswith(("mode:", "difficulty:"))}
+    known = modes_and_difficulties(env_id)
+    if of_emulator != set(parts):
+        known = hackatari_modifications(env_id) | known
+    for part in parts:
+        if part not in known:
+            raise InputError(
+                f"--variation {part}: {game_name(env_id)} has no such variation; the known ones are {', '.join(known) or 'none'}."
+            )
+    modifications = [part for part in parts if part not in of_emulator]
+    return modifications, {part.partition(":")[0]: int(part.partition(":")[2]) for part in of_emulator}
+
+
+class ChangedGame(gym.Wrapper):
+    """HackAtari's environment, mended for Gymnasium's wrappers: seeds, the emulator's attribute, and which end of a game is which.
+
+    Version 0.0.6 returns `terminated` and `truncated` the other way round, and its modifications draw from Python's own generator.
+    """
+
+    def __init__(self, env: gym.Env, options: dict[str, int]):
+        super().__init__(env)
+        env.ale = env._ale
+        for name, value in options.items():  # its own way to set a mode is undone at the first seeded reset
+            setattr(env._env.unwrapped, f"_game_{name}", value)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            random.seed(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, _, _, info = self.env.step(action)
+        return obs, reward, self.env.ale.game_over(with_truncation=False), self.env.ale.game_truncated(), info
+
+
+def make_changed_env(
+    env_id: str, variation: str, repeat_action_probability: float = 0.0, max_frames_per_game: int = MAX_FRAMES_PER_GAME, noop_max: int = 30
+) -> gym.Env:
+    """One changed game, seen as in training: `atari.make_env` around HackAtari, or around the emulator alone."""
+    modifications, options = parse_variation(variation, env_id)
+    emulator = None
+    if modifications:
+        settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
+        emulator = ChangedGame(make_hackatari(env_id, sorted(modifications), **settings), options)
+        options = {}
+    return make_env(env_id, repeat_action_probability, max_frames_per_game, noop_max, emulator, **options)
+
+
+def list_variations(env_id: str) -> None:
+    """Print what the installed packages can change in a game."""
+    own = modes_and_difficulties(env_id)
+    try:
+        changes, says = hackatari_modifications(env_id), None
+        print(f"{game_name(env_id)}: {len(changes)} modifications of HackAtari {importlib.metadata.version('hackatari')}")
+    except InputError as error:
+        changes, says = {}, str(error)
+    width = max((len(name) for name in (*changes, *own)), default=0)
+    for name, text in changes.items():
+        print(f"  {name:<{width}}  {text}")
+    print(f"{game_name(env_id)}: {len(own)} modes and difficulties of the game itself")
+    for name, text in own.items():
+        print(f"  {name:<{width}}  {text}")
+    if says:
+        print(says)
+
+
+# --------------------------------------------------------- playing and counting
+
+
+@dataclass
+class Evaluated:
+    """An agent that was opened, and what its checkpoint says of it."""
+
+    label: str
+    path: str
+    agent: Any  # act(obs, greedy) -> actions; WSA's have act_and_weights and the names `weighed`
+    env_id: str
+    script: str
+    step: int
+    repeat_action_probability: float
+
+
+def open_agents(args: Args, device: torch.device) -> list[Evaluated]:
+    """Open every checkpoint, without the models of --drop-encoders; raises InputError."""
+    opened = []
+    labels = args.labels or tuple("/".join(Path(path).with_suffix("").absolute().parts[-2:]) for path in args.checkpoint)
+    if len(set(labels)) < len(labels):
+        labels = args.checkpoint  # two folders of one name: only whole paths tell them apart
+    for path, label in zip(args.checkpoint, labels, strict=True):
+        checkpoint = storage.load(Path(path), "checkpoint")
+        agent = storage.load_agent(Path(path), device, args.pretrained_dir)
+        for name in args.drop_encoders:
+            if not hasattr(agent, "drop"):
+                raise InputError(f"--drop-encoders {name}: {path} has no frozen models to do without.")
+            try:
+                agent.drop(name)
+            except InputError as error:
+                raise InputError(f"--drop-encoders {name}: {path}: {error}") from error
+        trained = checkpoint["args"]
+        sticky = trained["repeat_action_probability"] if args.repeat_action_probability is None else args.repeat_action_probability
+        opened.append(Evaluated(label, path, agent, trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky))
+    return opened
+
+
+def play(act, env_id: str, variation: str, sticky: float, args: Args, description: str) -> dict:
+    """Play whole games and count: a row of the table, with the single games under "scores", "lengths" and "cut_off"."""
+    episodes, num_envs = games_and_envs(args)
+    if variation == UNCHANGED:
+        envs = make_envs(env_id, num_envs, sticky, max_frames_per_game=args.max_frames_per_game)
+    else:
+        make = functools.partial(make_changed_env, env_id, variation, sticky, args.max_frames_per_game)
+        envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    torch.manual_seed(args.seed)
+    with tqdm(total=episodes, unit="game", desc=description, dynamic_ncols=True, leave=False) as progress:
+        games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
+    return {"variation": variation, "game": game_name(env_id), **summarise(games)}
+
+
+def summarise(games: list[tuple[int, int, bool]]) -> dict:
+    """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit cut off.
+
+    `distinct` is how many games differ in score or length: a greedy agent in a game without chance plays only as many games as there are
+    starts (no-ops), and an interval over copies is too narrow.
+    """
+    scores = np.array([score for score, _, _ in games], dtype=float)
+    mean, several = scores.mean(), len(scores) > 1
+    half_width = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores) if several else None
+    return {
+        "games": len(games),
+        "mean": float(mean),
+        "std": float(scores.std(ddof=1)) if several else None,
+        "ci_low": float(mean - half_width) if several else None,
+        "ci_high": float(mean + half_width) if several else None,
+        "truncated": sum(cut_off for _, _, cut_off in games),
+        "distinct": len({(score, length) for score, length, _ in games}),
+        "scores": [score for score, _, _ in games],
+        "lengths": [length for _, length, _ in games],
+        "cut_off": [cut_off for _, _, cut_off in games],
+    }
+
+
+COLUMNS = {  # of the table on the screen and of results.csv
+    "agent": "agent",
+    "game": "game",
+    "variation": "variation",
+    "games": "games",
+    "mean": "mean score",
+    "std": "std",
+    "ci_low": "95% from",
+    "ci_high": "to",
+    "truncated": "cut off",
+    "distinct": "distinct",
+    "relative": "relative",
+    "first_difference": "picture",
+}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as aligned text; columns that no row fills are left out."""
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+
+    def text(row: dict, name: str) -> str:
+        value = row.get(name)
+        return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    cells = [[COLUMNS[name] for name in columns]] + [[text(row, name) for name in columns] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    left = {"agent", "game", "variation", "first_difference"}
+    lines = [
+        "  ".join(cell.ljust(width) if name in left else cell.rjust(width) for cell, width, name in zip(row, widths, columns, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_results(output: Path, args: Args, rows: list[dict]) -> None:
+    """results.json (all), results.csv (the table) and games.csv (one line per game); called after each agent and variation."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "ale-py", "gymnasium", "numpy")}
+    if importlib.util.find_spec("hackatari") is not None:
+        packages["hackatari"] = importlib.metadata.version("hackatari")
+    text = json.dumps({"settings": asdict(args), "packages": packages, "results": rows}, indent=1, allow_nan=False)
+    (output / "results.json").write_text(text + "\n")
+    write_csv(output / "results.csv", [{name: row.get(name) for name in (*COLUMNS, "script", "step", "checkpoint")} for row in rows])
+    games = []
+    for row in rows:
+        for number, (score, length, cut_off) in enumerate(zip(row["scores"], row["lengths"], row["cut_off"], strict=True)):
+            whose = {"agent": row["agent"], "game": row["game"], "variation": row["variation"], "number": number}
+            games.append(whose | {"score": score, "agent_steps": length, "cut_off": int(cut_off)})
+    write_csv(output / "games.csv", games)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def score(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
+    """Play each agent in each variation (in the unchanged game if none is named), and write the files."""
+    rows = []
+    for agent in agents:
+        for variation in args.variation or (UNCHANGED,):
+            act = functools.partial(agent.agent.act, greedy=not args.sample)
+            row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
+            rows.append({"agent": agent.label, **row, "script": agent.script, "step": agent.step, "checkpoint": agent.path})
+            write_results(output, args, rows)
+    return rows
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def first_difference(env_id: str, variation: str) -> str:
+    """Where the changed game's picture first differs from the unchanged game's, under the same start and the same random actions."""
+    plain, changed = make_env(env_id, noop_max=0), make_changed_env(env_id, variation, noop_max=0)
+    (expected, _), (seen, _) = plain.reset(seed=STREAM), changed.reset(seed=STREAM)
+    rng = np.random.default_rng(STREAM)
+    for step in range(COMPARED_STEPS):
+        if not np.array_equal(expected, seen):
+            return f"differs from step {step}"
+        action = int(rng.integers(plain.action_space.n))
+        (expected, _, *ends, _), (seen, _, *other_ends, _) = plain.step(action), changed.step(action)
+        if any(ends) and any(other_ends):
+            (expected, _), (seen, _) = plain.reset(), changed.reset()
+    return f"no pixel in {COMPARED_STEPS:,} steps"
+
+
+def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
+    """All variations of the agents' game, each agent's score beside its own in the unchanged game; a table and suite.png.
+
+    A relative score is (score - r) / (score in the unchanged game - r), where r is random play's score in the unchanged game: 1 is as good
+    as unchanged, 0 no better than random play there. For an agent that is no better than random play in the unchanged game there is none.
+    """
+    env_id = agents[0].env_id
+    if any(agent.env_id != env_id for agent in agents):
+        raise InputError("--suite: the agents play different games; give those of one game.")
+    known = [*hackatari_modifications(env_id), *modes_and_difficulties(env_id)]
+    rng = np.random.default_rng(args.seed)
+    num_actions = int(gym.make(env_id).action_space.n)
+    row = play(lambda obs: rng.integers(num_actions, size=len(obs)), env_id, UNCHANGED, 0.0, args, "random play")
+    rows = [{"agent": "random play", **row}]
+    pictures = {UNCHANGED: None}
+    for variation in tqdm(known, desc="looking for changed pixels", unit="variation", dynamic_ncols=True, leave=False):
+        pictures[variation] = first_difference(env_id, variation)
+    baseline = {}
+    for variation in (UNCHANGED, *known):
+        for agent in agents:
+            act = functools.partial(agent.agent.act, greedy=not args.sample)
+            row = play(act, env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
+            row |= {"agent": agent.label, "script": agent.script, "step": agent.step, "checkpoint": agent.path}
+            if variation == UNCHANGED:
+                baseline[agent.label] = row
+            span = baseline[agent.label]["mean"] - rows[0]["mean"]
+            better = (baseline[agent.label]["ci_low"] or baseline[agent.label]["mean"]) > rows[0]["mean"]
+            row["relative"] = (row["mean"] - rows[0]["mean"]) / span if better else None
+            row["first_difference"] = pictures[variation]
+            rows.append(row)
+            write_results(output, args, rows)
+    plot_suite(rows, agents, (UNCHANGED, *known), output / "suite.png")
+    return rows
+
+
+def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str, ...], path: Path) -> None:
+    """Bars of the relative scores, one group for each variation, with the 95% interval of the mean over games."""
+    random_play = rows[0]["mean"]
+    height = 0.8 / len(agents)
+    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.32 * len(variations) * max(1, len(agents) * 0.6)), layout="constrained")
+    for i, agent in enumerate(agents):
+        own = {row["variation"]: row for row in rows if row["agent"] == agent.label}
+        span = own[UNCHANGED]["mean"] - random_play
+        name = f"{agent.label} (unchanged: {own[UNCHANGED]['mean']:.1f})"
+        if own[UNCHANGED]["relative"] is None:
+            axis.barh([], [], label=f"{name}, no better than random play: no relative score")
+            continue
+        values = np.array([own[variation]["relative"] for variation in variations])
+        intervals = [((own[v]["ci_high"] or own[v]["mean"]) - own[v]["mean"]) / span for v in variations]
+        axis.barh(np.arange(len(variations)) + i * height, values, height * 0.95, xerr=intervals, label=name, error_kw={"linewidth": 0.8})
+    same = [name for name in variations if "no pixel" in str(next(row for row in rows[1:] if row["variation"] == name)["first_difference"])]
+    axis.set_yticks(np.arange(len(variations)) + 0.4 - height / 2, [f"{name} *" if name in same else name for name in variations])
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_xlabel(
+        f"score relative to the agent's own in the unchanged game\n(1: as in the unchanged game; 0: random play there, {random_play:.1f})"
+        + (f"\n* changed no pixel in {COMPARED_STEPS:,} steps" if same else "")
+    )
+    axis.set_title(f"{rows[0]['game']} and its variations, {rows[0]['games']} games each, 95% intervals over games", fontsize=11)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(variations)), ncols=1, frameon=False)
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ---------------------------------------------------- one game watched closely
+
+
+def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
+    """Play one game and write steps.csv, film.gif and, for agents that weigh, weights.png and summary.json."""
+    env = make_changed_env(agent.env_id, variation, agent.repeat_action_probability, args.max_frames_per_game)
+    names = getattr(agent.agent, "weighed", ())
+    torch.manual_seed(args.seed)
+    obs, info = env.reset(seed=env_seeds(1, args.seed, STREAM)[0])
+    steps, screens, total, done = [], [], 0, False
+    with tqdm(unit="step", desc=f"{agent.label}, watching", dynamic_ncols=True, leave=False) as progress:
+        while not done:
+            if args.film_start <= len(steps) < args.film_start + args.film_steps:
+                screens.append(env.unwrapped.ale.getScreenRGB())
+            batch = torch.from_numpy(np.asarray(obs))[None]
+            if names:
+                action, weights = agent.agent.act_and_weights(batch, greedy=not args.sample)
+                weights = weights[0].tolist()
+            else:
+                action, weights = agent.agent.act(batch, greedy=not args.sample), []
+            obs, reward, terminated, truncated, info = env.step(int(action))
+            done = terminated or truncated
+            total += int(reward)
+            row = {"step": len(steps), "action": int(action), "reward": int(reward), "score": total, "lives": info["lives"]}
+            steps.append(row | dict(zip(names, weights, strict=True)))
+            progress.update()
+    env.close()
+    write_csv(output / "steps.csv", steps)
+    game = f"{game_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
+    title = f"{game}, {agent.label}, one game: score {total}{', cut off at the frame limit' if truncated else ''}"
+    if names:
+        summary = summarise_weights(np.array([[row[name] for name in names] for row in steps]), names)
+        (output / "summary.json").write_text(json.dumps({"agent": agent.label, "game": game, "score": total, **summary}, indent=1) + "\n")
+        plot_weights(steps, names, title, output / "weights.png")
+        print(weights_table(summary))
+    elif getattr(agent.agent, "frozen", None) is not None:
+        print(f"{agent.label}: this agent's mode has no weights; the film shows the game alone.")
+    if args.film_steps and not screens:
+        print(f"no film: the game was over before --film-start {args.film_start}.")
+    if screens:
+        film(screens, steps[args.film_start :], names, title, output / "film.gif")
+    print(f"{title}, {len(steps):,} agent steps; stored in {output}")
+
+
+def summarise_weights(weights: np.ndarray, names: tuple[str, ...]) -> dict:
+    """What the weights (T, N) of one game say.
+
+    `movement` is the weights' variance over time divided by their mean squared distance from 1/N (both averaged over models). 0: they
+    never move; 1: they move around an even mixture; None: they are flat, all 1/N (the distance is below 1e-12).
+    """
+    n = weights.shape[1]
+    distance = float(np.square(weights - 1 / n).mean())
+    entropy = float(-(weights * np.log(np.maximum(weights, 1e-12))).sum(axis=1).mean())
+    quarters = np.array_split(weights, 4)
+    return {
+        "steps": len(weights),
+        "models": {
+            name: {
+                "mean": float(weights[:, i].mean()),
+                "std": float(weights[:, i].std()),
+                "mean_by_quarter_of_the_game": [float(part[:, i].mean()) if len(part) else None for part in quarters],
+            }
+            for i, name in enumerate(names)
+        },
+        "entropy_nats": entropy,
+        "largest_entropy_nats": float(np.log(n)),
+        "variance_over_time": float(weights.var(axis=0).mean()),
+        "squared_distance_from_even": distance,
+        "movement": float(weights.var(axis=0).mean()) / distance if distance > 1e-12 else None,
+    }
+
+
+def weights_table(summary: dict) -> str:
+    width = max(len(name) for name in summary["models"])
+    lines = [f"{'model':<{width}}  mean weight    std  by quarters of the game"]
+    for name, model in summary["models"].items():
+        quarters = "  ".join(f"{value:.3f}" for value in model["mean_by_quarter_of_the_game"] if value is not None)
+        lines.append(f"{name:<{width}}  {model['mean']:>11.3f}  {model['std']:.3f}  {quarters}")
+    lines.append(f"entropy {summary['entropy_nats']:.3f} nats of at most {summary['largest_entropy_nats']:.3f}")
+    if summary["movement"] is None:
+        lines.append("the weights are flat: always 1/N")
+    else:
+        lines.append(
+            f"movement {summary['movement']:.3f} (variance over time {summary['variance_over_time']:.2e} / "
+            f"squared distance from 1/N {summary['squared_distance_from_even']:.2e}; 0: they never move, 1: around an even mixture)"
+        )
+    return "\n".join(lines)
+
+
+def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
+    """Each model's weight over the game (thin: each step, thick: mean of two seconds), with rewards and lost lives marked."""
+    x, window = np.arange(len(steps)), 2 * STEPS_PER_SECOND
+    figure, (axis, events) = plt.subplots(
+        2, 1, figsize=(11, 4.8), sharex=True, layout="constrained", height_ratios=[6, 1], gridspec_kw={"hspace": 0.02}
+    )
+    for i, name in enumerate(names):
+        weight = np.array([row[name] for row in steps])
+        axis.plot(x, weight, color=f"C{i}", linewidth=0.6, alpha=0.35)
+        smooth = np.convolve(weight, np.ones(window), "same") / np.convolve(np.ones(len(weight)), np.ones(window), "same")
+        axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=1.6, label=name)
+    axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
+    lives = np.array([row["lives"] for row in steps])
+    kinds = {
+        "reward": ([row["step"] for row in steps if row["reward"] > 0], "tab:green", 1.0),
+        "negative reward": ([row["step"] for row in steps if row["reward"] < 0], "tab:red", 1.0),
+        "lost life": (list(1 + np.flatnonzero(np.diff(lives) < 0)), "black", 2.0),
+    }
+    for kind, (when, colour, line_width) in kinds.items():
+        if len(when):
+            events.vlines(when, 0, 1, color=colour, linewidth=line_width, label=f"{kind} ({len(when)})")
+    for step in kinds["lost life"][0]:
+        axis.axvline(step, color="black", linewidth=0.8)
+    axis.set_ylabel("weight (they sum to 1)")
+    axis.set_title(title, fontsize=11)
+    axis.set_ylim(-0.02, 1.02)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=f"thick: mean of {window // STEPS_PER_SECOND} s", frameon=False)
+    events.set_yticks([])
+    events.set_ylabel("events")
+    events.set_xlabel(f"agent step ({STEPS_PER_SECOND} are one second of play)")
+    if events.get_legend_handles_labels()[0]:
+        events.legend(loc="upper left", bbox_to_anchor=(1.0, 1.3), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
+    """A GIF in the speed of play: the screen and, for agents that weigh, a bar for each model's weight."""
+    figure, axes = plt.subplots(1, 2 if names else 1, figsize=(6.4 if names else 3.4, 3.9), layout="constrained", squeeze=False)
+    figure.suptitle(title.partition(", one game")[0], fontsize=9)
+    picture = axes[0, 0].imshow(screens[0], interpolation="nearest")
+    axes[0, 0].axis("off")
+    caption = axes[0, 0].set_title("", fontsize=8)
+    if names:
+        bars = axes[0, 1].barh(names, [0.0] * len(names), color=[f"C{i}" for i in range(len(names))])
+        axes[0, 1].set_xlim(0, 1)
+        axes[0, 1].axvline(1 / len(names), color="grey", linestyle=":")
+        axes[0, 1].set_xlabel("weight (dotted: 1/N)", fontsize=8)
+        axes[0, 1].tick_params(labelsize=8)
+        axes[0, 1].invert_yaxis()
+    writer = PillowWriter(fps=STEPS_PER_SECOND)
+    with writer.saving(figure, str(path), dpi=80):
+        for screen, row in tqdm(zip(screens, steps, strict=False), total=len(screens), desc="film", unit="frame", leave=False):
+            picture.set_data(screen)
+            caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']}")
+            for bar, name in zip(bars if names else (), names, strict=True):
+                bar.set_width(row[name])
+            writer.grab_frame()
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------ main
+
+
+def main(args: Args) -> Path | None:
+    """Do what the flags ask for, and return the folder with the results."""
+    if args.list_variations:
+        game_name(args.env_id)
+        list_variations(args.env_id)
+        return None
+    check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    agents = open_agents(args, device)
+    for agent in agents:
+        for variation in args.variation:
+            parse_variation(variation, agent.env_id)
+    if args.suite:
+        hackatari()
+    what = "suite" if args.suite else "attention" if args.attention else "score"
+    if args.output_dir:
+        output = Path(args.output_dir)
+        storage.require_writable(output)
+    else:
+        output = storage.new_run_dir("evaluations", f"{game_name(agents[0].env_id)}__{what}")
+
+    if args.attention:
+        for agent in agents:
+            folder = output if len(agents) == 1 else output / agent.label.replace("/", "_")
+            storage.require_writable(folder)
+            watch(agent, (*args.variation, UNCHANGED)[0], args, folder)
+        return output
+    rows = suite(agents, args, output) if args.suite else score(agents, args, output)
+    print(table(rows))
+    if any(row["distinct"] < row["games"] / 2 for row in rows):
+        print("note: fewer than half of some row's games are distinct (only starts differ); its interval takes copies for new games.")
+    print(f"{'drawn' if args.sample else 'greedy'} actions, seed {args.seed}; stored in {output}")
+    return output
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
