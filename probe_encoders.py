@@ -7,7 +7,8 @@ bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 20
 F1 on games that the probe was not trained on). Each stored model is compared with its own random initialisation.
 
 What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; train one
-linear classifier per model and variable; print and store a table.
+linear classifier per variable on each set of features; print and store a table. The sets are: each model, trained and untrained; the raw
+pixels (the whole stack, 28,224 numbers in [0, 1]); all models side by side; and all but one, which shows what that one adds to the others.
 """
 
 import csv
@@ -16,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
 import storage
-from atari import env_seeds, game_name
+from atari import env_seeds, game_name, make_env
 from encoders import ENCODERS, load_encoder
 from storage import InputError
 
@@ -38,6 +37,26 @@ VARIABLES: dict[str, dict[str, dict[str, int]]] = {
         "player": {"player_x": 46, "player_y": 51},
         "enemy": {"enemy_x": 45, "enemy_y": 50},
         "score": {"enemy_score": 13, "player_score": 14},
+    },
+    "Breakout": {
+        "ball": {"ball_x": 99, "ball_y": 101},
+        "player": {"player_x": 72},
+        "score": {"blocks_hit": 77, "score": 84},
+    },
+    "MsPacman": {
+        "player": {"player_x": 10, "player_y": 16, "player_direction": 56},
+        "ghosts": {
+            "sue_x": 6,
+            "sue_y": 12,
+            "inky_x": 7,
+            "inky_y": 13,
+            "pinky_x": 8,
+            "pinky_y": 14,
+            "blinky_x": 9,
+            "blinky_y": 15,
+        },
+        "fruit": {"fruit_x": 11, "fruit_y": 17},
+        "score": {"dots_eaten": 119, "lives": 123},
     },
 }
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
@@ -73,10 +92,9 @@ class Args:
 def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number of the game (n,).
 
-    The vector environment has no RAM; Gymnasium's wrappers give the same pixels from a single one that has.
+    The vector environment has no RAM; a single one has, and shows the same pixels.
     """
-    env = gym.make(env_id, frameskip=1, repeat_action_probability=0.0)
-    env = FrameStackObservation(AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84), 4, padding_type="zero")
+    env = make_env(env_id)
     rng = np.random.default_rng(seed)
     observations, rams, games = [], [], []
     step, game, done = 0, -1, True
@@ -84,7 +102,7 @@ def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.nd
         while len(observations) < num_samples:
             if done:
                 game += 1
-                obs, _ = env.reset(seed=int(env_seeds(1, seed, 5, game)[0]))
+                obs, _ = env.reset(seed=env_seeds(1, seed, 5, game)[0])
             obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
             done = terminated or truncated
             step += 1
@@ -182,25 +200,45 @@ def main(args: Args) -> None:
     kinds = {kind: variables for kind, variables in kinds.items() if variables}
     print(f"{len(games):,} observations of {games[-1] + 1} games, {(~train).sum():,} of them held out; variables: {', '.join(labels)}")
 
-    rows = []
+    rows: list[dict] = []
+
+    def judge(features: torch.Tensor, what: str, weights: str) -> float:
+        """Probe one set of features, add a row to the table, and return its mean F1."""
+        if args.standardise:
+            features = (features - features[train].mean(dim=0)) / (features[train].std(dim=0) + 1e-6)
+        scores = probe(features, labels, train, args.epochs, args.seed)
+        row = {"features": what, "weights": weights, "length": features.shape[1], "adds": ""}
+        f1 = {kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()}
+        row |= {f"f1_{kind}": value for kind, value in f1.items()} | {"f1_mean": float(np.mean(list(f1.values())))}
+        row["accuracy_mean"] = float(np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()]))
+        rows.append(row)
+        numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
+        print(f"{what:<{width}}  {weights:<9}  {row['length']:>6} numbers  {numbers}", flush=True)
+        return row["f1_mean"]
+
+    width = max(len(f"all but {name}") for name in models)
+    embeddings = {}
     for name, stored in models.items():
         torch.manual_seed(args.seed)
         untrained = ENCODERS[name]().requires_grad_(False).eval().to(device)
-        for which, model in (("trained", stored), ("untrained", untrained)):
-            features = embed(model, observations, device)
-            if args.standardise:
-                features = (features - features[train].mean(dim=0)) / (features[train].std(dim=0) + 1e-6)
-            scores = probe(features, labels, train, args.epochs, args.seed)
-            f1 = {kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()}
-            row = {"model": name, "weights": which, **{f"f1_{kind}": value for kind, value in f1.items()}}
-            row["f1_mean"] = float(np.mean(list(f1.values())))
-            row["accuracy_mean"] = float(np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()]))
-            rows.append(row)
-            print("  ".join(f"{value:<22}" if isinstance(value, str) else f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+        embeddings[name] = embed(stored, observations, device)
+        judge(embeddings[name], name, "trained")
+        judge(embed(untrained, observations, device), name, "untrained")
+    judge(torch.from_numpy(observations).flatten(1).float() / 255, "raw pixels", "")
+    if len(models) > 1:
+        together = judge(torch.cat(list(embeddings.values()), dim=1), "all", "trained")
+        for name in models:
+            others = torch.cat([embedding for other, embedding in embeddings.items() if other != name], dim=1)
+            without = judge(others, f"all but {name}", "trained")
+            rows[-1]["adds"] = together - without
+        print(
+            "what each model adds to the mean F1 of the others: "
+            + ", ".join(f"{row['features'][8:]} {row['adds']:+.3f}" for row in rows if row["adds"] != "")
+        )
     with open(output, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: value if isinstance(value, str) else f"{value:.4f}" for key, value in row.items()} for row in rows)
+        writer.writerows({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
     print(f"stored in {output}")
 
 

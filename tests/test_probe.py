@@ -1,9 +1,12 @@
 """Linear probes: the measure on made-up features, and the memory beside the picture on the real Pong."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
 
+from encoders import PRETRAININGS, save_encoder
 from probe_encoders import Args, collect, embed, entropy_bits, main, probe
 from storage import InputError
 
@@ -33,6 +36,55 @@ def test_the_memory_belongs_to_the_picture():
     rows = (bright * np.arange(bright.shape[1])).sum(axis=1) / bright.sum(axis=1)
     seen = bright.sum(axis=1) > 50
     assert seen.sum() > 100 and np.corrcoef(rows[seen], rams[seen, 51])[0, 1] > 0.9
+
+
+def test_the_memory_belongs_to_the_picture_in_breakout():
+    """player_x moves with the paddle's line, ball_x and ball_y with the one small thing between blocks and paddle."""
+    observations, rams, _ = collect("ALE/Breakout-v5", 400, 2, seed=0)
+    newest = observations[:, 3].astype(float)
+    paddle = np.maximum(newest[:, 74:77, 5:79] - np.median(newest[:, 74:77, 5:79]), 0).sum(axis=1) + 1e-9
+    assert np.corrcoef((paddle * np.arange(74)).sum(axis=1) / paddle.sum(axis=1), rams[:, 72])[0, 1] > 0.98
+    field = np.abs(newest - np.median(newest, axis=0))[:, 38:72, 6:78]
+    seen = field.max(axis=(1, 2)) > 40
+    y, x = np.unravel_index(field[seen].reshape(seen.sum(), -1).argmax(axis=1), field.shape[1:])
+    assert seen.sum() > 100 and np.corrcoef(x, rams[seen, 99])[0, 1] > 0.98 and np.corrcoef(y, rams[seen, 101])[0, 1] > 0.98
+
+
+def test_the_table(tmp_path, pretrained_dir, capsys):
+    """Trained and untrained models, raw pixels, all models together and all but each one; what one adds is the difference."""
+    models = ("state_representation", "autoencoder")
+    output = tmp_path / "probes_<Game>.csv"
+    main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, epochs=4, output=str(output)))
+    with open(tmp_path / "probes_Pong.csv", newline="") as file:
+        rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
+    assert list(rows) == [
+        *((name, weights) for name in models for weights in ("trained", "untrained")),
+        ("raw pixels", ""),
+        ("all", "trained"),
+        *((f"all but {name}", "trained") for name in models),
+    ]
+    assert [int(row["length"]) for row in rows.values()] == [512, 512, 4096, 4096, 4 * 84 * 84, 4608, 4096, 512]
+    for name in models:
+        row = rows[f"all but {name}", "trained"]
+        assert float(row["adds"]) == pytest.approx(float(rows["all", "trained"]["f1_mean"]) - float(row["f1_mean"]), abs=2e-4)
+        (other,) = set(models) - {name}
+        assert row["f1_mean"] == rows[other, "trained"]["f1_mean"]  # of two, all but one is the other
+    assert "what each model adds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_other_games(game, tmp_path):
+    """With models stored for the game, here ones with random weights."""
+    torch.manual_seed(0)
+    save_encoder(tmp_path / game / "autoencoder.pt", "autoencoder", PRETRAININGS["autoencoder"](), {"game": game})
+    settings = {"num_samples": 500, "every": 2 if game == "Breakout" else 8, "epochs": 1, "output": str(tmp_path / "probes.csv")}
+    main(Args(env_id=f"ALE/{game}-v5", pretrained_dir=str(tmp_path), **settings))
+    with open(tmp_path / "probes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["features"] for row in rows] == ["autoencoder", "autoencoder", "raw pixels"]
+    assert {"Breakout": "f1_ball", "MsPacman": "f1_ghosts"}[game] in rows[0] and "f1_fruit" not in rows[
+        0
+    ]  # a fruit is never there so early
 
 
 def test_maps_are_pooled():
