@@ -6,6 +6,7 @@ of that happens in ale-py's C++ threads.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 
@@ -65,6 +66,7 @@ def make_envs(
         reward_clipping=False,  # scores stay raw; a script that wants clipped rewards clips them itself
         max_num_frames_per_episode=max_frames_per_game,
         noop_max=noop_max,
+        num_threads=min(num_envs, os.cpu_count() or 1),  # fast: more threads than cores only get in the network's way
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
 

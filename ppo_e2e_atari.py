@@ -3,12 +3,14 @@
     python ppo_e2e_atari.py --env-id ALE/Pong-v5                 # the published length: 10,000,000 steps
     python ppo_e2e_atari.py --total-timesteps 1000000 --seed 2   # a run of one to two hours on a CPU
     python ppo_e2e_atari.py --resume runs/<run_name>/checkpoint.pt
+    torchrun --nproc-per-node 2 ppo_e2e_atari.py --num-envs 16   # several processes or GPUs train one agent
     tensorboard --logdir runs
 
 PPO: Schulman et al. 2017 (arXiv 1707.06347). Network: Mnih et al. 2015 (doi 10.1038/nature14236). Settings: Piccoli et al. 2025
 (arXiv 2507.07197), who take them from the Atari settings of Schulman et al., table 5.
 
-The file reads in the order in which things happen: flags, network, advantages, then `main`: set-up, rollout, advantages, update, log, save.
+The file reads in the order in which things happen: flags, network, advantages, loss, then `main`: set-up, rollout, advantages, update, log,
+save. What makes it fast is marked "fast:" where it stands; benchmark/throughput.py measures each such line.
 """
 
 import functools
@@ -29,6 +31,7 @@ from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import processes
 import storage
 from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
 from storage import InputError
@@ -94,9 +97,29 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+    compile: bool = False
+    """compile the network with torch.compile: needs a C++ compiler on a CPU, takes a minute at the start"""
+    cuda_graphs: bool = False
+    """with --compile, on CUDA: record each computation once and replay it"""
+    tf32: bool = False
+    """on CUDA: multiply matrices in TensorFloat-32"""
+    env_groups: int = 1
+    """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
 
-MAY_DIFFER_ON_RESUME = {"total_timesteps", "cuda", "torch_threads", "resume", "checkpoint_interval", "exp_name", "runs_dir"}
+MAY_DIFFER_ON_RESUME = {
+    "total_timesteps",
+    "cuda",
+    "torch_threads",
+    "compile",
+    "cuda_graphs",
+    "tf32",
+    "env_groups",
+    "resume",
+    "checkpoint_interval",
+    "exp_name",
+    "runs_dir",
+}
 
 
 def check_args(args: Args) -> None:
@@ -127,6 +150,7 @@ def check_args(args: Args) -> None:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+    processes.check_speed_flags(args)
 
 
 def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
@@ -169,7 +193,7 @@ class Agent(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,)."""
         features = self.features(obs)
-        policy = Categorical(logits=self.actor(features))
+        policy = Categorical(logits=self.actor(features), validate_args=False)  # fast: no check of each batch's numbers
         action = policy.sample() if action is None else action
         return action, policy.log_prob(action), policy.entropy(), self.critic(features).squeeze(-1)
 
@@ -232,8 +256,46 @@ def compute_advantages(
     return advantages, advantages + values
 
 
-def main(args: Args) -> Path:
-    """Train, and return the run's folder."""
+def ppo_loss(
+    agent: Agent,
+    obs: torch.Tensor,
+    actions: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    returns: torch.Tensor,
+    clip_coef: torch.Tensor,
+    ent_coef: float,
+    vf_coef: float,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """PPO's loss of one minibatch (Schulman et al. 2017, eq. 9), and what is logged of it.
+
+    Args:
+        obs: uint8 (B, 4, 84, 84).
+        actions, logprobs, advantages, returns: (B,), of the rollout; the advantages normalised.
+        clip_coef: the clip range, () (a tensor, so that a compiled loss is not compiled again when it changes).
+    """
+    _, newlogprob, entropy, newvalue = agent.get_action_and_value(obs, actions)
+    logratio = newlogprob - logprobs
+    ratio = logratio.exp()
+    pg_loss1 = -advantages * ratio
+    pg_loss2 = -advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
+    pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # eq. 7
+    v_loss = (newvalue - returns).square().mean()  # plain, not halved: the published settings
+    entropy_loss = entropy.mean()
+    loss = pg_loss - ent_coef * entropy_loss + vf_coef * v_loss
+    logged = {
+        "value_loss": v_loss,
+        "policy_loss": pg_loss,
+        "entropy": entropy_loss,
+        "old_approx_kl": (-logratio).mean(),  # http://joschu.net/blog/kl-approx.html
+        "approx_kl": ((ratio - 1) - logratio).mean(),
+        "clipfrac": ((ratio - 1.0).abs() > clip_coef).float().mean(),
+    }
+    return loss, {name: value.detach() for name, value in logged.items()}
+
+
+def main(args: Args) -> Path | None:
+    """Train, and return the run's folder (None in the other processes of a torchrun)."""
     # Resume: the checkpoint's flags must be ours
     check_args(args)
     checkpoint = None
@@ -243,23 +305,31 @@ def main(args: Args) -> Path:
         storage.require_resumable(Path(args.resume), checkpoint)
         if checkpoint["global_step"] >= args.total_timesteps:
             raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
-    batch_size = args.num_envs * args.num_steps
-    minibatch_size = batch_size // args.num_minibatches
+    rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
+    num_envs = args.num_envs // world_size  # of this process
+    batch_size = args.num_envs * args.num_steps  # of all processes
+    minibatch_size = num_envs * args.num_steps // args.num_minibatches  # of this process
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
-    if checkpoint:
+    run_dir = None
+    if checkpoint and rank == 0:
         run_dir = Path(args.resume).resolve().parent
         storage.require_writable(run_dir)
-    else:
+    elif rank == 0:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
-    torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
-    agent = Agent(envs.single_action_space.n).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
+        torch.backends.cudnn.allow_tf32 = True
+    torch.manual_seed(args.seed)  # the same first weights in all processes
+    group_size = num_envs // args.env_groups
+    groups = [
+        make_envs(args.env_id, group_size, args.repeat_action_probability, True, args.max_frames_per_game) for _ in range(args.env_groups)
+    ]
+    agent = Agent(groups[0].single_action_space.n).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
     global_step, first_iteration, best_return = 0, 1, -float("inf")
     last_games: deque[float] = deque(maxlen=100)  # raw scores
     if checkpoint:
@@ -269,11 +339,19 @@ def main(args: Args) -> Path:
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         first_iteration = checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
+    if rank > 0:  # other actions and minibatches in each process
+        torch.manual_seed(int(env_seeds(1, args.seed, 9, rank, global_step)[0]))
+    act, loss_of = agent.get_action_and_value, functools.partial(ppo_loss, agent, ent_coef=args.ent_coef, vf_coef=args.vf_coef)
+    if args.compile:  # fast: fewer and fused kernels; on CUDA replayed as graphs on request
+        mode = "reduce-overhead" if args.cuda_graphs else "default"
+        act, loss_of = torch.compile(act, mode=mode), torch.compile(loss_of, mode=mode)
 
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
-    if not checkpoint:
-        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    writer = None
+    if rank == 0:
+        writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
+        if not checkpoint:
+            rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+            writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
 
     def save(path: Path, iteration: int) -> None:
         storage.save(
@@ -296,7 +374,8 @@ def main(args: Args) -> Path:
     interrupted = threading.Event()
 
     def on_interrupt(signum, frame):
-        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+        if rank == 0:
+            print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
         interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -304,21 +383,41 @@ def main(args: Args) -> Path:
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
 
-    print(f"{SCRIPT}: {args.env_id} on {device}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
+    if rank == 0:
+        print(f"{SCRIPT}: {args.env_id}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
+        print(f"{SCRIPT}: {processes.describe_speed(args, device, world_size)}")
 
-    # Storage of one rollout
-    obs = torch.zeros((args.num_steps, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
-    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
-    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
-    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
-    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+    # Storage of one rollout; observations stay bytes (fast: a quarter of the memory traffic) until the network reads them
+    obs = torch.zeros((args.num_steps, num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
+    actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, num_envs), device=device)
+    values = torch.zeros((args.num_steps, num_envs), device=device)
+    rewards = torch.zeros((args.num_steps, num_envs))  # these two stay with the emulators, on the CPU, until the rollout is complete
+    dones = torch.zeros((args.num_steps, num_envs))
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    next_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
-    next_obs = torch.as_tensor(next_obs, device=device)
-    next_done = torch.zeros(args.num_envs, device=device)
-    tracker = GameTracker(info["lives"])
+    seeds = env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs]
+    resets = [envs.reset(seed=part) for envs, part in zip(groups, np.split(seeds, args.env_groups), strict=True)]
+    next_obs = [processes.to_device(first_obs, device) for first_obs, _ in resets]  # of each group
+    next_done = [torch.zeros(group_size) for _ in groups]
+    trackers = [GameTracker(info["lives"]) for _, info in resets]
+    finished: list[tuple[int, int, int]] = []  # agent step, raw score and length of the rollout's finished games
+
+    def receive(group: int, step: int) -> None:
+        """Take in what the emulators of a group made of the actions of a step."""
+        received, reward, terminated, truncated, info = groups[group].recv()
+        mine = slice(group * group_size, (group + 1) * group_size)
+        rewards[step, mine] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
+        cut_off = np.flatnonzero(truncated & ~terminated)
+        if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+            with torch.no_grad():
+                final_value = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
+            rewards[step, mine][cut_off] += args.gamma * final_value.cpu()
+        next_obs[group] = processes.to_device(received, device)
+        next_done[group] = torch.from_numpy(terminated | truncated).float()
+        for episodic_return, episodic_length in trackers[group].step(reward, terminated, truncated, info["lives"])[1]:
+            finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
+
     start_time, start_step = time.time(), global_step
     progress = tqdm(
         total=num_iterations * batch_size,
@@ -327,6 +426,7 @@ def main(args: Args) -> Path:
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
+        disable=rank > 0,
     )
 
     for iteration in range(first_iteration, num_iterations + 1):
@@ -335,87 +435,75 @@ def main(args: Args) -> Path:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
 
         # Rollout
+        finished.clear()
         for step in range(args.num_steps):
-            global_step += args.num_envs
-            obs[step] = next_obs
-            dones[step] = next_done
-            with torch.no_grad():
-                action, logprob, _, value = agent.get_action_and_value(next_obs)
-            actions[step], logprobs[step], values[step] = action, logprob, value
-
-            next_obs, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
-            rewards[step] = torch.as_tensor(np.sign(reward), device=device)  # learn from clipped rewards, report raw scores
-            cut_off = np.flatnonzero(truncated & ~terminated)
-            if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+            for group, envs in enumerate(groups):
+                mine = slice(group * group_size, (group + 1) * group_size)
+                if step > 0:
+                    receive(group, step - 1)
+                obs[step, mine], dones[step, mine] = next_obs[group], next_done[group]
                 with torch.no_grad():
-                    final_value = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
-                rewards[step, cut_off] += args.gamma * final_value
-            next_obs = torch.as_tensor(next_obs, device=device)
-            next_done = torch.as_tensor(terminated | truncated, device=device).float()
-
-            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
-                last_games.append(episodic_return)
-                writer.add_scalar("charts/episodic_return", episodic_return, global_step)
-                writer.add_scalar("charts/episodic_length", episodic_length, global_step)
+                    action, logprob, _, value = act(next_obs[group])
+                envs.send(action.cpu().numpy())  # fast: with several groups, these emulators work while the network acts for the next
+                actions[step, mine], logprobs[step, mine], values[step, mine] = action, logprob, value
+        for group in range(args.env_groups):
+            receive(group, args.num_steps - 1)
+        global_step += batch_size
 
         # Advantages
         with torch.no_grad():
-            next_value = agent.get_value(next_obs)
-        advantages, returns = compute_advantages(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+            next_value = torch.cat([agent.get_value(x) for x in next_obs])
+        advantages, returns = compute_advantages(
+            rewards.to(device), values, dones.to(device), next_value, torch.cat(next_done).to(device), args.gamma, args.gae_lambda
+        )
 
         # Update
         b_obs = obs.flatten(0, 1)  # (batch, 4, 84, 84)
         b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
         b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        clip_range = torch.tensor(clip_coef, device=device)
         clipfracs = []
         for _epoch in range(args.update_epochs):
-            b_inds = torch.randperm(batch_size).to(device)
+            b_inds = torch.randperm(num_envs * args.num_steps).to(device)
             for mb_inds in b_inds.split(minibatch_size):
-                _, newlogprob, entropy, newvalue = agent.get_action_and_value(b_obs[mb_inds], b_actions[mb_inds])
-                logratio = newlogprob - b_logprobs[mb_inds]
-                ratio = logratio.exp()
-                with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
-                    old_approx_kl = (-logratio).mean()
-                    approx_kl = ((ratio - 1) - logratio).mean()
-                    clipfracs.append(((ratio - 1.0).abs() > clip_coef).float().mean())
-
                 mb_advantages = b_advantages[mb_inds]
                 if args.norm_adv:
-                    mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
-                pg_loss1 = -mb_advantages * ratio
-                pg_loss2 = -mb_advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
-                pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # Schulman et al. 2017, eq. 7
-                v_loss = (newvalue - b_returns[mb_inds]).square().mean()  # plain, not halved: the published settings
-                entropy_loss = entropy.mean()
-                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
-
+                    mb_advantages = processes.normalise(mb_advantages)
+                loss, logged = loss_of(
+                    b_obs[mb_inds], b_actions[mb_inds], b_logprobs[mb_inds], mb_advantages, b_returns[mb_inds], clip_range
+                )
                 optimizer.zero_grad()
                 loss.backward()
+                processes.average_gradients(agent.parameters())
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
+                clipfracs.append(logged["clipfrac"].clone())
 
-        # Log
+        # Log: the last minibatch's losses of the first process, and the games of all
+        for step, episodic_return, episodic_length in processes.gather(finished):
+            last_games.append(episodic_return)
+            if rank == 0:
+                writer.add_scalar("charts/episodic_return", episodic_return, step)
+                writer.add_scalar("charts/episodic_length", episodic_length, step)
         sps = (global_step - start_step) / (time.time() - start_time)
-        writer.add_scalar("charts/SPS", sps, global_step)
-        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
-        writer.add_scalar("charts/clip_coef", clip_coef, global_step)
-        writer.add_scalar("losses/value_loss", v_loss.item(), global_step)
-        writer.add_scalar("losses/policy_loss", pg_loss.item(), global_step)
-        writer.add_scalar("losses/entropy", entropy_loss.item(), global_step)
-        writer.add_scalar("losses/old_approx_kl", old_approx_kl.item(), global_step)
-        writer.add_scalar("losses/approx_kl", approx_kl.item(), global_step)
-        writer.add_scalar("losses/clipfrac", torch.stack(clipfracs).mean().item(), global_step)
-        explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
-        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        if rank == 0:
+            writer.add_scalar("charts/SPS", sps, global_step)
+            writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+            writer.add_scalar("charts/clip_coef", clip_coef, global_step)
+            for name, value in (logged | {"clipfrac": torch.stack(clipfracs).mean()}).items():
+                writer.add_scalar(f"losses/{name}", value.item(), global_step)
+            explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
+            writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
         progress.update(batch_size)
         if last_games:
             progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
 
         # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
         # there is a first evaluation, or 100 games
-        last = interrupted.is_set() or iteration == num_iterations
+        stop = any(processes.gather([interrupted.is_set()]))
+        last = stop or iteration == num_iterations
         candidate = None
-        if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+        if rank == 0 and args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
             num_eval_envs = min(args.eval_episodes, args.num_envs)
             eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             play = functools.partial(agent.act, greedy=True)
@@ -429,21 +517,24 @@ def main(args: Args) -> Path:
             candidate = float(np.mean(last_games))
         improved = candidate is not None and candidate > best_return
         best_return = candidate if improved else best_return
-        if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
+        if rank == 0 and (save_now or improved):  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             save(run_dir / "checkpoint.pt", iteration)
-        if improved or (save_now and best_return == -float("inf")):
+        if rank == 0 and (improved or (save_now and best_return == -float("inf"))):
             save(run_dir / "best.pt", iteration)
-        if interrupted.is_set():
+        if stop:
             break
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
-    writer.close()
-    envs.close()
-    games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
-    print(f"{'stopped' if interrupted.is_set() else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
+    for envs in groups:
+        envs.close()
+    processes.leave()
+    if rank == 0:
+        writer.close()
+        games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
+        print(f"{'stopped' if stop else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
     return run_dir
 
 

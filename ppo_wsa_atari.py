@@ -3,17 +3,21 @@
     python ppo_wsa_atari.py --env-id ALE/Pong-v5                             # the paper's four models, 10,000,000 steps
     python ppo_wsa_atari.py --encoders state_representation autoencoder      # light models, for a CPU
     python ppo_wsa_atari.py --resume runs/<run_name>/checkpoint.pt           # go on
+    torchrun --nproc-per-node 2 ppo_wsa_atari.py --num-envs 16               # several processes or GPUs train one agent
     tensorboard --logdir runs
 
 Piccoli, Li, Carfì, Lomonaco, Bacciu: "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement Learning" (arXiv
 2507.07197). PPO: Schulman et al. 2017 (arXiv 1707.06347). The models come from pretrain_encoders.py (encoders/), the combination is in
 combiners/wsa.py. PPO here is that of ppo_e2e_atari.py, acting on embeddings in place of pixels.
 
-The file reads in the order in which things happen: flags, frozen models, trained agent, advantages, then `main`: set-up, rollout (where
-each frozen model sees each observation once), advantages, update (which reads the kept embeddings), log, save.
+The file reads in the order in which things happen: flags, frozen models, trained agent, advantages, loss, then `main`: set-up, rollout
+(where each frozen model sees each observation once), advantages, update (which reads the kept embeddings), log, save. What makes it fast is
+marked "fast:" where it stands; benchmark/throughput.py measures each such line.
 """
 
+import contextlib
 import functools
+import math
 import signal
 import sys
 import threading
@@ -32,11 +36,13 @@ from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import processes
 import storage
 from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
 from combiners import COMBINERS, Reservoir, WeightedSum, options_of
 from combiners.adapters import layer_init
 from encoders import ENCODERS, load_encoder
+from encoders.fast import INT8, folded, int8
 from encoders.own_model import make_own_model
 from storage import InputError
 
@@ -135,12 +141,28 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+    compile: bool = False
+    """compile frozen models and agent with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start"""
+    cuda_graphs: bool = False
+    """with --compile, on CUDA: record each computation once and replay it"""
+    tf32: bool = False
+    """on CUDA: multiply matrices in TensorFloat-32"""
+    frozen_precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """arithmetic of the frozen models: bfloat16 on CUDA, int8 on a CPU (keypoint models and autoencoder) are faster and less exact"""
+    kept_precision: Literal["float32", "float16"] = "float32"
+    """how a rollout's embeddings are kept: float16 takes half the memory"""
+    env_groups: int = 1
+    """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
 
 MAY_DIFFER_ON_RESUME = {
     "total_timesteps",
     "cuda",
     "torch_threads",
+    "compile",
+    "cuda_graphs",
+    "tf32",
+    "env_groups",
     "resume",
     "checkpoint_interval",
     "exp_name",
@@ -203,6 +225,12 @@ def check_args(args: Args) -> None:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+    processes.check_speed_flags(args)
+    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
+    if args.frozen_precision == "bfloat16" and not on_cuda:
+        raise InputError("--frozen-precision bfloat16 is for CUDA devices; on a CPU, int8 is the faster one.")
+    if args.frozen_precision == "int8" and (on_cuda or args.compile):
+        raise InputError("--frozen-precision int8 is for a CPU, without --compile.")
 
 
 @dataclass
@@ -306,7 +334,24 @@ class FrozenModels(nn.Module):
         self.requires_grad_(False).eval()
         for model in self.models.values():
             if all(parameter.dim() <= 4 for parameter in model.parameters()):
-                model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+                model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
+        self.fast: dict[str, nn.Module] = {}  # copies that `prepare` makes; not registered, so that a state dict has each model once
+        self.autocast = contextlib.nullcontext()
+
+    def prepare(self, args: Args, device: torch.device) -> None:
+        """Move to the device and make the copies that are really run; without this call the models run as they are stored."""
+        self.to(device)
+        self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=args.frozen_precision == "bfloat16")
+        frames = typical_frames(args.env_id) if args.frozen_precision == "int8" else None
+        for name, model in self.models.items():
+            if args.frozen_precision == "int8" and isinstance(model, INT8):
+                self.fast[name] = int8(model, frames)
+            elif type(model) in ENCODERS.values():
+                self.fast[name] = folded(model)  # fast: each batch norm is computed with the convolution before it
+            if args.compile:
+                graphs = {"triton.cudagraphs": True} if args.cuda_graphs else {}
+                compiled = torch.compile(self.fast.get(name, model), options={"freezing": True, **graphs})
+                self.fast[name] = compiled  # fast: fused kernels, with the weights as constants
 
     @property
     def own(self) -> dict[str, nn.Module]:
@@ -319,7 +364,21 @@ class FrozenModels(nn.Module):
     @torch.no_grad()
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
-        return {name: self.models[name](obs).float() for name in self.wanted(names)}
+        with self.autocast:
+            return {name: self.fast.get(name, self.models[name])(obs).float() for name in self.wanted(names)}
+
+
+def typical_frames(env_id: str) -> torch.Tensor:
+    """uint8 (256, 4, 84, 84) from random play with a seed of its own: what int8 arithmetic takes its ranges from, always the same."""
+    envs = make_envs(env_id, 8)
+    obs, _ = envs.reset(seed=env_seeds(8, 0, 8))
+    rng, frames = np.random.default_rng(0), []
+    for step in range(32 * 25):
+        if step % 25 == 0:
+            frames.append(torch.from_numpy(obs.copy()))
+        obs, *_ = envs.step(rng.integers(envs.single_action_space.n, size=8))
+    envs.close()
+    return torch.cat(frames)
 
 
 class Agent(nn.Module):
@@ -359,7 +418,7 @@ class Agent(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, policy's entropy, value, each (B,); weights (B, N)."""
         state, weights = self.features(embeddings)
-        policy = Categorical(logits=self.actor(state))
+        policy = Categorical(logits=self.actor(state), validate_args=False)  # fast: no check of each batch's numbers
         action = policy.sample() if action is None else action
         return action, policy.log_prob(action), policy.entropy(), self.critic(state).squeeze(-1), weights
 
@@ -457,6 +516,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     for change in parse_schedule(args)[: checkpoint["changes_done"]]:
         agent.apply_change(change, frozen.shapes, args.seed, unused_optimizer)
     agent.load_state_dict(checkpoint["agent"])
+    frozen.prepare(replace(args, compile=False), torch.device(device))
     return SeeingAgent(frozen, agent).to(device).eval()
 
 
@@ -518,8 +578,49 @@ def compute_advantages(
     return advantages, advantages + values
 
 
-def main(args: Args) -> Path:
-    """Train, and return the run's folder."""
+def ppo_loss(
+    agent: Agent,
+    embeddings: dict[str, torch.Tensor],
+    actions: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    returns: torch.Tensor,
+    clip_coef: torch.Tensor,
+    ent_coef: float,
+    vf_coef: float,
+    weights_ent_coef: float,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
+    """PPO's loss of one minibatch (Schulman et al. 2017, eq. 9), what is logged of it, and the weights (B, N) of modes that weigh.
+
+    Args:
+        embeddings: {name: (B, *shape)}.
+        actions, logprobs, advantages, returns: (B,), of the rollout; the advantages normalised.
+        clip_coef: the clip range, () (a tensor, so that a compiled loss is not compiled again when it changes).
+    """
+    _, newlogprob, entropy, newvalue, weights = agent.get_action_and_value(embeddings, actions)
+    logratio = newlogprob - logprobs
+    ratio = logratio.exp()
+    pg_loss1 = -advantages * ratio
+    pg_loss2 = -advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
+    pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # eq. 7
+    v_loss = (newvalue - returns).square().mean()  # plain, not halved: the published settings
+    entropy_loss = entropy.mean()
+    loss = pg_loss - ent_coef * entropy_loss + vf_coef * v_loss
+    if weights_ent_coef:
+        loss = loss - weights_ent_coef * Categorical(probs=weights).entropy().mean()
+    logged = {
+        "value_loss": v_loss,
+        "policy_loss": pg_loss,
+        "entropy": entropy_loss,
+        "old_approx_kl": (-logratio).mean(),  # http://joschu.net/blog/kl-approx.html
+        "approx_kl": ((ratio - 1) - logratio).mean(),
+        "clipfrac": ((ratio - 1.0).abs() > clip_coef).float().mean(),
+    }
+    return loss, {name: value.detach() for name, value in logged.items()}, weights
+
+
+def main(args: Args) -> Path | None:
+    """Train, and return the run's folder (None in the other processes of a torchrun)."""
     # Resume: the checkpoint's flags must be ours
     check_args(args)
     checkpoint = None
@@ -529,29 +630,46 @@ def main(args: Args) -> Path:
         storage.require_resumable(Path(args.resume), checkpoint)
         if checkpoint["global_step"] >= args.total_timesteps:
             raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
-    batch_size = args.num_envs * args.num_steps
-    minibatch_size = batch_size // args.num_minibatches
+    rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
+    num_envs = args.num_envs // world_size  # of this process
+    batch_size = args.num_envs * args.num_steps  # of all processes
+    minibatch_size = num_envs * args.num_steps // args.num_minibatches  # of this process
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
     schedule = parse_schedule(args)
     frozen = FrozenModels(args)
     if checkpoint:
         restore_frozen(Path(args.resume), checkpoint, frozen)
+    if not args.recompute_embeddings and args.combiner != "reservoir":
+        numbers = sum(math.prod(shape) for shape in frozen.shapes.values()) * num_envs * args.num_steps
+        processes.require_memory(
+            numbers * getattr(torch, args.kept_precision).itemsize,
+            device,
+            f"the kept embeddings of a rollout of {num_envs} x {args.num_steps} steps",
+            "lower --num-envs or --num-steps, or give --kept-precision float16 or --recompute-embeddings",
+        )
+    run_dir = None
+    if checkpoint and rank == 0:
         run_dir = Path(args.resume).resolve().parent
         storage.require_writable(run_dir)
-    else:
+    elif rank == 0:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
-    torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
-    num_actions = int(envs.single_action_space.n)
-    frozen.to(device)
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
+        torch.backends.cudnn.allow_tf32 = True
+    torch.manual_seed(args.seed)  # the same first weights in all processes
+    group_size = num_envs // args.env_groups
+    groups = [
+        make_envs(args.env_id, group_size, args.repeat_action_probability, True, args.max_frames_per_game) for _ in range(args.env_groups)
+    ]
+    num_actions = int(groups[0].single_action_space.n)
+    frozen.prepare(args, device)
     agent = Agent(frozen.shapes, frozen.context_name, num_actions, args).to(device)
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(trained, lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
     global_step, first_iteration, best_return = 0, 1, -float("inf")
     last_games: deque[float] = deque(maxlen=100)  # raw scores
     changes_done = 0
@@ -565,11 +683,20 @@ def main(args: Args) -> Path:
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         first_iteration = checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
+    if rank > 0:  # other actions and minibatches in each process
+        torch.manual_seed(int(env_seeds(1, args.seed, 9, rank, global_step)[0]))
+    coefficients = {"ent_coef": args.ent_coef, "vf_coef": args.vf_coef, "weights_ent_coef": args.weights_ent_coef}
+    act, loss_of = agent.get_action_and_value, functools.partial(ppo_loss, agent, **coefficients)
+    if args.compile:  # fast: fewer and fused kernels; on CUDA replayed as graphs on request
+        mode = "reduce-overhead" if args.cuda_graphs else "default"
+        act, loss_of = torch.compile(act, mode=mode), torch.compile(loss_of, mode=mode)
 
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
-    if not checkpoint:
-        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+    writer = None
+    if rank == 0:
+        writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
+        if not checkpoint:
+            rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+            writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
 
     def save(path: Path, iteration: int) -> None:
         storage.save(
@@ -596,7 +723,8 @@ def main(args: Args) -> Path:
     interrupted = threading.Event()
 
     def on_interrupt(signum, frame):
-        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+        if rank == 0:
+            print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
         interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -611,28 +739,38 @@ def main(args: Args) -> Path:
         if isinstance(agent.combiner, Reservoir):
             shapes = {"reservoir": (agent.combiner.out_dim,)}  # it has nothing to train: its state is all that the update needs
         layouts = {name: torch.channels_last if len(shape) == 3 else torch.contiguous_format for name, shape in shapes.items()}
-        return {name: torch.zeros((batch_size, *shape), device=device).to(memory_format=layouts[name]) for name, shape in shapes.items()}
+        options = {"dtype": getattr(torch, args.kept_precision), "device": device}
+        rows = num_envs * args.num_steps
+        return {name: torch.zeros((rows, *shape), **options).to(memory_format=layouts[name]) for name, shape in shapes.items()}
 
-    b_obs = torch.zeros((batch_size, 4, 84, 84), dtype=torch.uint8, device=device) if args.recompute_embeddings else None
+    b_obs = None
+    if args.recompute_embeddings:
+        b_obs = torch.zeros((num_envs * args.num_steps, 4, 84, 84), dtype=torch.uint8, device=device)
     b_embeddings = {} if args.recompute_embeddings else make_storage()
-    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
-    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
-    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
-    values = torch.zeros((args.num_steps, args.num_envs), device=device)
-    print(
-        f"{SCRIPT}: {args.env_id} on {device}, {args.combiner} of {', '.join(agent.names)}; "
-        f"{sum(p.numel() for p in agent.parameters() if p.requires_grad):,} trained and "
-        f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, "
-        f"{sum(kept.numel() for kept in b_embeddings.values()) * 4 / 1e9:.2f} GB of kept embeddings; {run_dir}"
-    )
+    if rank == 0:
+        print(
+            f"{SCRIPT}: {args.env_id}, {args.combiner} of {', '.join(agent.names)}; "
+            f"{sum(p.numel() for p in agent.parameters() if p.requires_grad):,} trained and "
+            f"{sum(p.numel() for p in frozen.parameters()):,} frozen parameters, "
+            f"{sum(kept.nbytes for kept in b_embeddings.values()) / 1e9:.2f} GB of kept embeddings; {run_dir}"
+        )
+        print(f"{SCRIPT}: {processes.describe_speed(args, device, world_size)}")
+    actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, num_envs), device=device)
+    values = torch.zeros((args.num_steps, num_envs), device=device)
+    rewards = torch.zeros((args.num_steps, num_envs))  # these two stay with the emulators, on the CPU, until the rollout is complete
+    dones = torch.zeros((args.num_steps, num_envs))
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    next_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
-    next_obs = torch.as_tensor(next_obs, device=device)
-    next_done = torch.zeros(args.num_envs, device=device)
-    tracker = GameTracker(info["lives"])
-    memory = agent.combiner.initial_state(args.num_envs) if isinstance(agent.combiner, Reservoir) else None
+    seeds = env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs]
+    resets = [envs.reset(seed=part) for envs, part in zip(groups, np.split(seeds, args.env_groups), strict=True)]
+    next_obs = [processes.to_device(first_obs, device) for first_obs, _ in resets]  # of each group
+    next_done = [torch.zeros(group_size) for _ in groups]
+    memory: list[torch.Tensor | None] = [None] * args.env_groups  # the reservoir's
+    if isinstance(agent.combiner, Reservoir):
+        memory = [agent.combiner.initial_state(group_size) for _ in groups]
+    trackers = [GameTracker(info["lives"]) for _, info in resets]
+    finished: list[tuple[int, int, int]] = []  # agent step, raw score and length of the rollout's finished games
 
     def see(obs: torch.Tensor, memory: torch.Tensor | None, new_game: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """What the agent sees of each observation, and the reservoir's memory after it; called once for each observation."""
@@ -642,7 +780,31 @@ def main(args: Args) -> Path:
         h, memory = agent.combiner.step(embeddings, memory, new_game)
         return {"reservoir": h}, memory
 
-    next_embeddings, memory = see(next_obs, memory, torch.ones(args.num_envs, dtype=torch.bool, device=device))
+    next_embeddings: list[dict[str, torch.Tensor]] = [{}] * args.env_groups
+    for group in range(args.env_groups):
+        all_new = torch.ones(group_size, dtype=torch.bool, device=device)
+        next_embeddings[group], memory[group] = see(next_obs[group], memory[group], all_new)
+
+    def receive(group: int, step: int) -> None:
+        """Take in what the emulators of a group made of the actions of a step."""
+        received, reward, terminated, truncated, info = groups[group].recv()
+        mine = slice(group * group_size, (group + 1) * group_size)
+        rewards[step, mine] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
+        cut_off = np.flatnonzero(truncated & ~terminated)
+        if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+            with torch.no_grad():
+                final_obs = torch.as_tensor(info["final_obs"][cut_off], device=device)
+                cut_memory = None if memory[group] is None else memory[group][cut_off]
+                not_new = torch.zeros(len(cut_off), dtype=torch.bool, device=device)
+                final_value = agent.get_value(see(final_obs, cut_memory, not_new)[0])
+            rewards[step, mine][cut_off] += args.gamma * final_value.cpu()
+        next_obs[group] = processes.to_device(received, device)
+        next_done[group] = torch.from_numpy(terminated | truncated).float()
+        game_over, games = trackers[group].step(reward, terminated, truncated, info["lives"])
+        next_embeddings[group], memory[group] = see(next_obs[group], memory[group], torch.as_tensor(game_over, device=device))
+        for episodic_return, episodic_length in games:
+            finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
+
     start_time, start_step = time.time(), global_step
     progress = tqdm(
         total=num_iterations * batch_size,
@@ -651,6 +813,7 @@ def main(args: Args) -> Path:
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
+        disable=rank > 0,
     )
 
     for iteration in range(first_iteration, num_iterations + 1):
@@ -664,113 +827,96 @@ def main(args: Args) -> Path:
                 agent.apply_change(schedule[changes_done], frozen.shapes, args.seed, optimizer)
                 changes_done += 1
             b_embeddings = {} if args.recompute_embeddings else make_storage()
-            next_embeddings, _ = see(next_obs, memory, next_done.bool())
+            next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory
             progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = learning_rate
 
         # Rollout
+        finished.clear()
         for step in range(args.num_steps):
-            global_step += args.num_envs
-            dones[step] = next_done
-            with torch.no_grad():
-                action, logprob, _, value, _ = agent.get_action_and_value(next_embeddings)
-            rows = slice(step * args.num_envs, (step + 1) * args.num_envs)
-            if args.recompute_embeddings:
-                b_obs[rows] = next_obs
-            for name, kept in b_embeddings.items():
-                kept[rows] = next_embeddings[name]
-            actions[step], logprobs[step], values[step] = action, logprob, value
-
-            next_obs, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
-            rewards[step] = torch.as_tensor(np.sign(reward), device=device)  # learn from clipped rewards, report raw scores
-            cut_off = np.flatnonzero(truncated & ~terminated)
-            if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+            for group, envs in enumerate(groups):
+                mine = slice(group * group_size, (group + 1) * group_size)
+                if step > 0:
+                    receive(group, step - 1)
+                dones[step, mine] = next_done[group]
                 with torch.no_grad():
-                    final_obs = torch.as_tensor(info["final_obs"][cut_off], device=device)
-                    cut_memory = None if memory is None else memory[cut_off]
-                    not_new = torch.zeros(len(cut_off), dtype=torch.bool, device=device)
-                    final_value = agent.get_value(see(final_obs, cut_memory, not_new)[0])
-                rewards[step, cut_off] += args.gamma * final_value
-            next_obs = torch.as_tensor(next_obs, device=device)
-            next_done = torch.as_tensor(terminated | truncated, device=device).float()
-            game_over, finished = tracker.step(reward, terminated, truncated, info["lives"])
-            next_embeddings, memory = see(next_obs, memory, torch.as_tensor(game_over, device=device))
-
-            for episodic_return, episodic_length in finished:
-                last_games.append(episodic_return)
-                writer.add_scalar("charts/episodic_return", episodic_return, global_step)
-                writer.add_scalar("charts/episodic_length", episodic_length, global_step)
+                    action, logprob, _, value, _ = act(next_embeddings[group])
+                envs.send(action.cpu().numpy())  # fast: with several groups, these emulators work while the network acts for the next
+                actions[step, mine], logprobs[step, mine], values[step, mine] = action, logprob, value
+                rows = slice(step * num_envs + mine.start, step * num_envs + mine.stop)
+                if args.recompute_embeddings:
+                    b_obs[rows] = next_obs[group]
+                for name, kept in b_embeddings.items():
+                    kept[rows] = next_embeddings[group][name]
+        for group in range(args.env_groups):
+            receive(group, args.num_steps - 1)
+        global_step += batch_size
 
         # Advantages
         with torch.no_grad():
-            next_value = agent.get_value(next_embeddings)
-        advantages, returns = compute_advantages(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+            next_value = torch.cat([agent.get_value(x) for x in next_embeddings])
+        advantages, returns = compute_advantages(
+            rewards.to(device), values, dones.to(device), next_value, torch.cat(next_done).to(device), args.gamma, args.gae_lambda
+        )
 
         # Update
         b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
         b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        clip_range = torch.tensor(clip_coef, device=device)
         clipfracs = []
         for _epoch in range(args.update_epochs):
-            b_inds = torch.randperm(batch_size).to(device)
+            b_inds = torch.randperm(num_envs * args.num_steps).to(device)
             for mb_inds in b_inds.split(minibatch_size):
-                if args.recompute_embeddings:
-                    mb_embeddings = frozen(b_obs[mb_inds], agent.names)
-                else:
-                    mb_embeddings = {name: kept[mb_inds] for name, kept in b_embeddings.items()}
-                _, newlogprob, entropy, newvalue, weights = agent.get_action_and_value(mb_embeddings, b_actions[mb_inds])
-                logratio = newlogprob - b_logprobs[mb_inds]
-                ratio = logratio.exp()
-                with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
-                    old_approx_kl = (-logratio).mean()
-                    approx_kl = ((ratio - 1) - logratio).mean()
-                    clipfracs.append(((ratio - 1.0).abs() > clip_coef).float().mean())
-
                 mb_advantages = b_advantages[mb_inds]
                 if args.norm_adv:
-                    mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
-                pg_loss1 = -mb_advantages * ratio
-                pg_loss2 = -mb_advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
-                pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # Schulman et al. 2017, eq. 7
-                v_loss = (newvalue - b_returns[mb_inds]).square().mean()  # plain, not halved: the published settings
-                entropy_loss = entropy.mean()
-                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
-                if args.weights_ent_coef:
-                    loss = loss - args.weights_ent_coef * Categorical(probs=weights).entropy().mean()
-
+                    mb_advantages = processes.normalise(mb_advantages)
+                if args.recompute_embeddings:
+                    mb_embeddings = frozen(b_obs[mb_inds], agent.names)
+                else:  # fast: what the frozen models said in the rollout is still true
+                    mb_embeddings = {name: kept[mb_inds].float() for name, kept in b_embeddings.items()}
+                loss, logged, weights = loss_of(
+                    mb_embeddings, b_actions[mb_inds], b_logprobs[mb_inds], mb_advantages, b_returns[mb_inds], clip_range
+                )
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), args.max_grad_norm)
+                trained = [parameter for parameters in optimizer.param_groups for parameter in parameters["params"]]
+                processes.average_gradients(trained)
+                nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer.step()
+                clipfracs.append(logged["clipfrac"].clone())
 
-        # Log; the weights are those of the last minibatch, a random quarter of the rollout
-        if weights is not None:  # (minibatch, N)
+        # Log: the last minibatch's losses and weights (a random quarter of the rollout) of the first process, and the games of all
+        for step, episodic_return, episodic_length in processes.gather(finished):
+            last_games.append(episodic_return)
+            if rank == 0:
+                writer.add_scalar("charts/episodic_return", episodic_return, step)
+                writer.add_scalar("charts/episodic_length", episodic_length, step)
+        sps = (global_step - start_step) / (time.time() - start_time)
+        if rank == 0 and weights is not None:  # (minibatch, N)
             for name, weight in zip(agent.names, weights.mean(dim=0).tolist(), strict=True):
                 writer.add_scalar(f"weights/{name}", weight, global_step)
             writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
-        if args.combiner == "wsa" and args.scorer_activation != "none":
+        if rank == 0 and args.combiner == "wsa" and args.scorer_activation != "none":
             writer.add_scalar("weights/dead_scores", agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings)), global_step)
-        sps = (global_step - start_step) / (time.time() - start_time)
-        writer.add_scalar("charts/SPS", sps, global_step)
-        writer.add_scalar("charts/learning_rate", learning_rate, global_step)
-        writer.add_scalar("charts/clip_coef", clip_coef, global_step)
-        writer.add_scalar("losses/value_loss", v_loss.item(), global_step)
-        writer.add_scalar("losses/policy_loss", pg_loss.item(), global_step)
-        writer.add_scalar("losses/entropy", entropy_loss.item(), global_step)
-        writer.add_scalar("losses/old_approx_kl", old_approx_kl.item(), global_step)
-        writer.add_scalar("losses/approx_kl", approx_kl.item(), global_step)
-        writer.add_scalar("losses/clipfrac", torch.stack(clipfracs).mean().item(), global_step)
-        explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
-        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        if rank == 0:
+            writer.add_scalar("charts/SPS", sps, global_step)
+            writer.add_scalar("charts/learning_rate", learning_rate, global_step)
+            writer.add_scalar("charts/clip_coef", clip_coef, global_step)
+            for name, value in (logged | {"clipfrac": torch.stack(clipfracs).mean()}).items():
+                writer.add_scalar(f"losses/{name}", value.item(), global_step)
+            explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
+            writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
         progress.update(batch_size)
         if last_games:
             progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
 
         # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
         # there is a first evaluation, or 100 games
-        last = interrupted.is_set() or iteration == num_iterations
+        stop = any(processes.gather([interrupted.is_set()]))
+        last = stop or iteration == num_iterations
         candidate = None
-        if args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
+        if rank == 0 and args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
             num_eval_envs = min(args.eval_episodes, args.num_envs)
             eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             play = functools.partial(SeeingAgent(frozen, agent).act, greedy=True)
@@ -784,21 +930,24 @@ def main(args: Args) -> Path:
             candidate = float(np.mean(last_games))
         improved = candidate is not None and candidate > best_return
         best_return = candidate if improved else best_return
-        if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
+        if rank == 0 and (save_now or improved):  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             save(run_dir / "checkpoint.pt", iteration)
-        if improved or (save_now and best_return == -float("inf")):
+        if rank == 0 and (improved or (save_now and best_return == -float("inf"))):
             save(run_dir / "best.pt", iteration)
-        if interrupted.is_set():
+        if stop:
             break
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
-    writer.close()
-    envs.close()
-    games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
-    print(f"{'stopped' if interrupted.is_set() else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
+    for envs in groups:
+        envs.close()
+    processes.leave()
+    if rank == 0:
+        writer.close()
+        games = f"mean return {np.mean(last_games):.1f} over the last {len(last_games)} games" if last_games else "no game finished"
+        print(f"{'stopped' if stop else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
     return run_dir
 
 

@@ -105,11 +105,15 @@ class Recorder:
         self.first = obs.copy(), {key: value.copy() for key, value in info.items()}
         return obs, info
 
-    def step(self, actions):
-        result = self.envs.step(actions)
+    def send(self, actions):
+        self.sent = actions.copy()
+        self.envs.send(actions)
+
+    def recv(self):
+        result = self.envs.recv()
         obs, rewards, terminated, truncated, info = result
         info = {key: value.copy() for key, value in info.items()}
-        self.steps.append((actions.copy(), obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), info))
+        self.steps.append((self.sent, obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), info))
         return result
 
 

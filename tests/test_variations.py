@@ -81,7 +81,17 @@ def test_one_seed_gives_one_result(agent, tmp_path):
     """Freeway's stopped cars and the like draw from Python's own generator."""
 
     def games(folder, seed):
-        main(Args(checkpoint=(agent,), variation=("lazy_enemy",), episodes=2, max_frames_per_game=2000, seed=seed, sample=True, output_dir=str(tmp_path / folder)))
+        main(
+            Args(
+                checkpoint=(agent,),
+                variation=("lazy_enemy",),
+                episodes=2,
+                max_frames_per_game=2000,
+                seed=seed,
+                sample=True,
+                output_dir=str(tmp_path / folder),
+            )
+        )
         return (tmp_path / folder / "games.csv").read_text()
 
     assert games("a", 1) == games("b", 1) != games("c", 2)

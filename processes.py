@@ -1,0 +1,121 @@
+"""What both PPO scripts need to be fast on any machine: several processes that train one agent, transfers, and checks of speed flags.
+
+`torchrun --nproc-per-node 2 <script> ...` starts several processes.
+
+Each plays its share of the games and holds a copy of the agent. What must be common to all is here: the advantages' mean and
+standard deviation, the gradients, the list of finished games, and the wish to stop. With one process each function is the plain thing.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from storage import InputError
+
+PATIENCE = timedelta(hours=2)  # how long the others wait while the first process evaluates
+
+
+def join(cuda: bool | Literal["auto"]) -> tuple[int, int, torch.device]:
+    """Join the other processes, if torchrun started this one; returns its rank, how many there are, and its device.
+
+    On CUDA each process takes the GPU of its rank on its machine and talks over NCCL, else over gloo.
+    """
+    use_cuda = cuda is True or (cuda == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, device
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    """x (n,) brought to mean 0 and standard deviation 1 (n - 1; 1e-8 is added to it) over the numbers of all processes."""
+    if not dist.is_initialized():
+        return (x - x.mean()) / (x.std() + 1e-8)
+    total = torch.stack([x.sum(), x.new_tensor(x.numel())])
+    dist.all_reduce(total)
+    mean = total[0] / total[1]
+    squares = (x - mean).square().sum()
+    dist.all_reduce(squares)
+    return (x - mean) / ((squares / (total[1] - 1)).sqrt() + 1e-8)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes, in one message."""
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """The items of all processes, in the order of ranks."""
+    if not dist.is_initialized():
+        return items
+    of_all: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_all, items)
+    return [item for of_one in of_all for item in of_one]
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device: as it is on a CPU; on CUDA through page-locked memory, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def check_speed_flags(args: Any) -> None:
+    """Refuse flags for speed that this machine, or this split of the games, cannot serve; raises InputError with the reason."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
+    if args.env_groups < 1 or args.num_envs % (world_size * args.env_groups):
+        raise InputError(
+            f"--num-envs {args.num_envs} cannot be split evenly into {world_size} process(es) with --env-groups {args.env_groups} each."
+        )
+    if (args.num_envs // world_size * args.num_steps) % args.num_minibatches:
+        raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the steps of one of {world_size} processes.")
+    if args.cuda_graphs and not (args.compile and on_cuda):
+        raise InputError("--cuda-graphs needs --compile and a CUDA device.")
+    if args.tf32 and not on_cuda:
+        raise InputError("--tf32 is a precision of CUDA devices; this run is on a CPU.")
+    if args.compile and not on_cuda and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise InputError("--compile needs a C++ compiler on a CPU (g++ or clang++), and there is none here.")
+
+
+def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
+    """Refuse what cannot fit into the memory that is free on the device; raises InputError, which says how much is needed."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    else:
+        return  # not known on this system
+    if needed > free:
+        raise InputError(f"{what} need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free here; {remedy}.")
+
+
+def describe_speed(args: Any, device: torch.device, world_size: int) -> str:
+    """What is on, in one line for the start of a run."""
+    on = [f"{device.type}, {world_size} process(es)", f"{torch.get_num_threads()} CPU threads each"]
+    on += [f"--env-groups {args.env_groups}"] if args.env_groups > 1 else []
+    on += [f"--{name.replace('_', '-')}" for name in ("compile", "cuda_graphs", "tf32") if getattr(args, name)]
+    return ", ".join(on)
+
+
+def leave() -> None:
+    """Say goodbye to the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
