@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import processes
 import storage
 from atari import env_seeds, game_name, make_envs
 from encoders import ENCODERS, PRETRAININGS, load_encoder, save_encoder
@@ -80,6 +82,10 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the networks (0: PyTorch's choice)"""
+    compile: bool = False
+    """compile each loss with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start of each model"""
+    mixed_precision: bool = False
+    """on CUDA: convolutions and matrix products in bfloat16"""
 
 
 def check_args(args: Args) -> None:
@@ -102,6 +108,10 @@ def check_args(args: Args) -> None:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
+    processes.require_compiler(args.compile, on_cuda)
+    if args.mixed_precision and not on_cuda:
+        raise InputError("--mixed-precision is for CUDA devices; this run is on a CPU.")
 
 
 # Frames on disk: frames.u8 holds the newest 84x84 frame of every observation, game after game; index.json says where each game starts and
@@ -300,15 +310,27 @@ def train(
     log_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__pretrain_encoders__{args.seed}" / "+".join(names)
     writer = SummaryWriter(str(log_dir), purge_step=first_step + 1)
     interval = max(1, steps // 20)
+    loss_of = torch.compile(pretraining.loss) if args.compile else pretraining.loss  # fast: fused kernels
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.mixed_precision)  # fast: half the bits, on tensor cores
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What step `step` learns from, and the seed of what its loss hides at random; the same after a resume."""
+        rng = np.random.default_rng([args.seed, 4, step])
+        obs, later_obs = data.sample("training", batch_size, pretraining.offsets, rng)
+        return obs, later_obs, int(rng.integers(2**31))
+
+    loader = ThreadPoolExecutor(1)  # fast: the next batch is read from the disk while the model learns from this one
+    upcoming = loader.submit(batch, first_step + 1)
     lr = pretraining.adam["lr"]
     with tqdm(total=steps, initial=first_step, unit="step", desc=" + ".join(names), dynamic_ncols=True) as progress_bar:
         for step in range(first_step + 1, steps + 1):
             progress = (step - 1) / steps
             optimizer.param_groups[0]["lr"] = lr * pretraining.learning_rate_factor(progress)
-            rng = np.random.default_rng([args.seed, 4, step])  # a step's batch depends on nothing before it, so resuming is exact
-            obs, later_obs = data.sample("training", batch_size, pretraining.offsets, rng)
-            torch.manual_seed(int(rng.integers(2**31)))  # what a loss hides at random, too
-            losses = pretraining.loss(obs.to(device), later_obs.to(device), progress)
+            obs, later_obs, seed = upcoming.result()
+            upcoming = loader.submit(batch, step + 1)
+            torch.manual_seed(seed)
+            with autocast:
+                losses = loss_of(obs.to(device), later_obs.to(device), torch.tensor(progress))
             optimizer.zero_grad()
             losses["loss"].backward()
             if pretraining.max_grad_norm:
@@ -344,11 +366,13 @@ def train(
                 }
                 storage.save(state, state_path)
             if interrupted.is_set() and step < steps:
+                loader.shutdown()
                 writer.close()
                 return False
             if stop_early:
                 break
 
+    loader.shutdown()
     if best:
         pretraining.load_state_dict(best["pretraining"])
         validation, step = best["validation"], best["step"]

@@ -90,7 +90,12 @@ def check_speed_flags(args: Any) -> None:
         raise InputError("--cuda-graphs needs --compile and a CUDA device.")
     if args.tf32 and not on_cuda:
         raise InputError("--tf32 is a precision of CUDA devices; this run is on a CPU.")
-    if args.compile and not on_cuda and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    require_compiler(args.compile, on_cuda)
+
+
+def require_compiler(compile: bool, on_cuda: bool) -> None:
+    """Refuse --compile on a CPU without a C++ compiler; raises InputError."""
+    if compile and not on_cuda and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         raise InputError("--compile needs a C++ compiler on a CPU (g++ or clang++), and there is none here.")
 
 

@@ -80,7 +80,8 @@ class MaskedAutoencoderPretraining(nn.Module):
         seen = order[:, : NUM_PATCHES - int(MASKED_SHARE * NUM_PATCHES)]  # (B, 13): the encoder works on these alone
         index = seen[:, :, None].expand(-1, -1, WIDTH)
         features = self.to_decoder(self.encoder.blocks(self.encoder.tokens(obs).gather(1, index)))
-        everything = self.missing.expand(len(obs), NUM_PATCHES, -1).scatter(1, seen[:, :, None].expand(-1, -1, DECODER_WIDTH), features)
+        index = seen[:, :, None].expand(-1, -1, DECODER_WIDTH)
+        everything = self.missing.expand(len(obs), NUM_PATCHES, -1).scatter(1, index, features.to(self.missing.dtype))
         masked = torch.ones(len(obs), NUM_PATCHES, dtype=torch.bool, device=obs.device).scatter(1, seen, False)
         return self.decoder(everything + self.place), masked
 

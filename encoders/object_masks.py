@@ -84,12 +84,13 @@ class ObjectMasksPretraining(nn.Module):
         masks = self.encoder.masks(features)
         translations = self.translations(features).unflatten(1, (NUM_OBJECTS, 2))
         motion = torch.einsum("bkhw,bkc->bchw", masks, translations)  # the sum over objects of mask times translation
-        displacement = 0.01 * SIZE * (motion + self.camera(features)[:, :, None, None])  # (B, 2, 84, 84), pixels
+        displacement = 0.01 * SIZE * (motion + self.camera(features)[:, :, None, None]).float()  # (B, 2, 84, 84), pixels
         return displace(obs[:, -1:].float() / 255.0, displacement), masks, translations
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         rebuilt, masks, translations = self.rebuild(obs)
-        dissimilarity = (1 - ssim(rebuilt, obs[:, -2:-1].float() / 255.0)) / 2
+        with torch.autocast(obs.device.type, enabled=False):  # variances are small differences: not in bfloat16
+            dissimilarity = (1 - ssim(rebuilt.float(), obs[:, -2:-1].float() / 255.0)) / 2
         # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows
         # from 0 to 1 over the run (published: by 1e-5 a step).
         price = (masks.mean(dim=(2, 3))[:, :, None] * translations.abs()).mean()

@@ -62,12 +62,13 @@ class StateRepresentationPretraining(nn.Module):
         return 1.0
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
-        patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
-        later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)  # (49, B, 32): place, sample, channel
-        global_query = self.global_local(self.encoder.head(patches.flatten(1)))  # (B, 32)
-        local_query = self.local_local(patches.flatten(2).permute(2, 0, 1))  # (49, B, 32)
-        global_loss = info_nce(global_query.expand(len(later_patches), -1, -1), later_patches)
-        local_loss = info_nce(local_query, later_patches)
+        with torch.autocast(obs.device.type, enabled=False):  # at the start all scores are nearly equal: bfloat16 sees noise
+            patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
+            later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)  # (49, B, 32): place, sample, channel
+            global_query = self.global_local(self.encoder.head(patches.flatten(1)))  # (B, 32)
+            local_query = self.local_local(patches.flatten(2).permute(2, 0, 1))  # (49, B, 32)
+            global_loss = info_nce(global_query.expand(len(later_patches), -1, -1), later_patches)
+            local_loss = info_nce(local_query, later_patches)
         return {"loss": global_loss + local_loss, "global_local": global_loss, "local_local": local_loss}
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:
