@@ -85,7 +85,7 @@ class StartOfGame(gym.Wrapper):
             seed = int(seed)
             self.rng = np.random.default_rng(seed)
         obs, info = self.env.reset(seed=seed, options=options)
-        for _ in range(self.rng.integers(1, self.noop_max + 1) if self.noop_max else 0):
+        for _ in range(self.rng.integers(0, max(1, self.noop_max - 1))):  # ale-py draws from 0 to noop_max - 2, as was seen
             obs, _, _, _, info = self.env.step(0)
         if self.fire is not None:
             obs, _, _, _, info = self.env.step(self.fire)
@@ -102,7 +102,7 @@ def make_env(
 ) -> gym.Env:
     """One game through Gymnasium's wrappers, several times slower than `make_envs` but open: its RAM, its colour screen, its modes.
 
-    It shows the same pixels as `make_envs`, from the same start of a game on (only the number of no-ops is drawn by another generator).
+    It shows the same pixels as `make_envs`, from the same start of a game on (no-ops are drawn from the same range by another generator).
 
     Args:
         emulator: one-frame-per-step environment to wrap in place of Gymnasium's own.

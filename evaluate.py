@@ -14,14 +14,17 @@ The file reads in the order in which things happen: flags, variations, playing a
 closely (plot, film, summary), `main`. It writes into its output folder only.
 """
 
+import ast
 import csv
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import random
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,25 +154,41 @@ def make_hackatari(env_id: str, modifications: list[str], **options) -> gym.Env:
 
 
 @functools.cache
-def hackatari_modifications(env_id: str) -> dict[str, str]:
-    """{name: what it does} of the modifications that HackAtari's installed version has for a game; raises InputError without the package.
+def hackatari_modifications(env_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What HackAtari's installed version can change in a game: {name: what it does}, and {name: error} of those that fail when tried.
 
-    Its own list (`available_modifications`) fails for some games, and it ignores unknown names; so this asks the game's module for its
-    methods and keeps those that put a function to work.
+    Its own list (`available_modifications`) fails for some games, and it ignores unknown names. So each name in the game's module (method
+    or string) is given to it; those that put a function to work are its modifications, and each is tried for a few steps.
+
+    Raises:
+        InputError: the package is not installed.
     """
     hackatari()
     try:
         module = importlib.import_module(f"hackatari.games.{game_name(env_id).lower()}")
-        names = [name for name in vars(module.GameModifications) if not name.startswith("_")]
+        source = ast.walk(ast.parse(inspect.getsource(module.GameModifications)))
+        methods = {name: value for name, value in vars(module.GameModifications).items() if not name.startswith("_")}
     except (ModuleNotFoundError, AttributeError):
-        return {}  # it does not change this game
-    env = make_hackatari(env_id, [])
-    known = {}
-    for name in sorted(names):
-        if any(module.modif_funcs(env, [name])):  # functions for each step, after each reset, after detection
-            known[name] = " ".join((getattr(module.GameModifications, name).__doc__ or "").split())
-    env.close()
-    return known
+        return {}, {}  # it does not change this game
+    strings = {
+        node.value for node in source if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
+    }
+    plain = make_hackatari(env_id, [])
+    known, broken = {}, {}
+    for name in sorted(set(methods) | strings):
+        try:
+            if not any(module.modif_funcs(plain, [name])):  # functions for each step, after each reset, after detection
+                continue
+            env = make_hackatari(env_id, [name])
+            env.reset(seed=0)
+            for _ in range(10):
+                env.step(0)
+            env.close()
+            known[name] = " ".join((getattr(methods.get(name), "__doc__", "") or "").split())
+        except Exception as error:  # whatever goes wrong in a modification
+            broken[name] = f"{type(error).__name__}: {error}"
+    plain.close()
+    return known, broken
 
 
 @functools.cache
@@ -190,10 +209,16 @@ def parse_variation(variation: str, env_id: str) -> tuple[list[str], dict[str, i
     """
     parts = variation.split("+") if variation != UNCHANGED else []
     of_emulator = {part for part in parts if part.startswith(("mode:", "difficulty:"))}
-    known = modes_and_difficulties(env_id)
+    known, broken = modes_and_difficulties(env_id), {}
     if of_emulator != set(parts):
-        known = hackatari_modifications(env_id) | known
+        of_hackatari, broken = hackatari_modifications(env_id)
+        known = of_hackatari | known
+    kinds = [part.partition(":")[0] for part in parts]
+    if len(set(kinds)) < len(kinds):
+        raise InputError(f"--variation {variation}: names one thing twice.")
     for part in parts:
+        if part in broken:
+            raise InputError(f"--variation {part}: it fails in the installed version of HackAtari ({broken[part]}).")
         if part not in known:
             raise InputError(
                 f"--variation {part}: {game_name(env_id)} has no such variation; the known ones are {', '.join(known) or 'none'}."
@@ -241,13 +266,15 @@ def list_variations(env_id: str) -> None:
     """Print what the installed packages can change in a game."""
     own = modes_and_difficulties(env_id)
     try:
-        changes, says = hackatari_modifications(env_id), None
+        (changes, broken), says = hackatari_modifications(env_id), None
         print(f"{game_name(env_id)}: {len(changes)} modifications of HackAtari {importlib.metadata.version('hackatari')}")
     except InputError as error:
-        changes, says = {}, str(error)
+        changes, broken, says = {}, {}, str(error)
     width = max((len(name) for name in (*changes, *own)), default=0)
     for name, text in changes.items():
         print(f"  {name:<{width}}  {text}")
+    for name, text in broken.items():
+        print(f"  {name} is left out: it fails when tried ({text})")
     print(f"{game_name(env_id)}: {len(own)} modes and difficulties of the game itself")
     for name, text in own.items():
         print(f"  {name:<{width}}  {text}")
@@ -274,9 +301,11 @@ class Evaluated:
 def open_agents(args: Args, device: torch.device) -> list[Evaluated]:
     """Open every checkpoint, without the models of --drop-encoders; raises InputError."""
     opened = []
-    labels = args.labels or tuple("/".join(Path(path).with_suffix("").absolute().parts[-2:]) for path in args.checkpoint)
+    labels = args.labels or tuple("/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") for path in args.checkpoint)
     if len(set(labels)) < len(labels):
         labels = args.checkpoint  # two folders of one name: only whole paths tell them apart
+    if len(set(labels)) < len(labels):
+        raise InputError("--checkpoint: one of them is named twice; give --labels to tell them apart.")
     for path, label in zip(args.checkpoint, labels, strict=True):
         checkpoint = storage.load(Path(path), "checkpoint")
         agent = storage.load_agent(Path(path), device, args.pretrained_dir)
@@ -304,7 +333,8 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
     torch.manual_seed(args.seed)
     with tqdm(total=episodes, unit="game", desc=description, dynamic_ncols=True, leave=False) as progress:
         games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
-    return {"variation": variation, "game": game_name(env_id), **summarise(games)}
+    row = {"variation": variation, "game": game_name(env_id), **summarise(games), "repeat_action_probability": sticky}
+    return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
 
 
 def summarise(games: list[tuple[int, int, bool]]) -> dict:
@@ -371,7 +401,10 @@ def write_results(output: Path, args: Args, rows: list[dict]) -> None:
         packages["hackatari"] = importlib.metadata.version("hackatari")
     text = json.dumps({"settings": asdict(args), "packages": packages, "results": rows}, indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n")
-    write_csv(output / "results.csv", [{name: row.get(name) for name in (*COLUMNS, "script", "step", "checkpoint")} for row in rows])
+    write_csv(
+        output / "results.csv",
+        [{name: row.get(name) for name in (*COLUMNS, "script", "step", "repeat_action_probability", "checkpoint")} for row in rows],
+    )
     games = []
     for row in rows:
         for number, (score, length, cut_off) in enumerate(zip(row["scores"], row["lengths"], row["cut_off"], strict=True)):
@@ -403,6 +436,7 @@ def score(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
 # ---------------------------------------------------------------- the suite
 
 
+@functools.cache
 def first_difference(env_id: str, variation: str) -> str:
     """Where the changed game's picture first differs from the unchanged game's, under the same start and the same random actions."""
     plain, changed = make_env(env_id, noop_max=0), make_changed_env(env_id, variation, noop_max=0)
@@ -424,17 +458,12 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
     A relative score is (score - r) / (score in the unchanged game - r), where r is random play's score in the unchanged game: 1 is as good
     as unchanged, 0 no better than random play there. For an agent that is no better than random play in the unchanged game there is none.
     """
-    env_id = agents[0].env_id
-    if any(agent.env_id != env_id for agent in agents):
-        raise InputError("--suite: the agents play different games; give those of one game.")
-    known = [*hackatari_modifications(env_id), *modes_and_difficulties(env_id)]
+    env_id, sticky = agents[0].env_id, agents[0].repeat_action_probability
+    known = [*hackatari_modifications(env_id)[0], *modes_and_difficulties(env_id)]
     rng = np.random.default_rng(args.seed)
     num_actions = int(gym.make(env_id).action_space.n)
-    row = play(lambda obs: rng.integers(num_actions, size=len(obs)), env_id, UNCHANGED, 0.0, args, "random play")
+    row = play(lambda obs: rng.integers(num_actions, size=len(obs)), env_id, UNCHANGED, sticky, args, "random play")
     rows = [{"agent": "random play", **row}]
-    pictures = {UNCHANGED: None}
-    for variation in tqdm(known, desc="looking for changed pixels", unit="variation", dynamic_ncols=True, leave=False):
-        pictures[variation] = first_difference(env_id, variation)
     baseline = {}
     for variation in (UNCHANGED, *known):
         for agent in agents:
@@ -446,7 +475,6 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
             span = baseline[agent.label]["mean"] - rows[0]["mean"]
             better = (baseline[agent.label]["ci_low"] or baseline[agent.label]["mean"]) > rows[0]["mean"]
             row["relative"] = (row["mean"] - rows[0]["mean"]) / span if better else None
-            row["first_difference"] = pictures[variation]
             rows.append(row)
             write_results(output, args, rows)
     plot_suite(rows, agents, (UNCHANGED, *known), output / "suite.png")
@@ -461,7 +489,7 @@ def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str,
     for i, agent in enumerate(agents):
         own = {row["variation"]: row for row in rows if row["agent"] == agent.label}
         span = own[UNCHANGED]["mean"] - random_play
-        name = f"{agent.label} (unchanged: {own[UNCHANGED]['mean']:.1f})"
+        name = f"{agent.label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
         if own[UNCHANGED]["relative"] is None:
             axis.barh([], [], label=f"{name}, no better than random play: no relative score")
             continue
@@ -597,7 +625,7 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
     for step in kinds["lost life"][0]:
         axis.axvline(step, color="black", linewidth=0.8)
     axis.set_ylabel("weight (they sum to 1)")
-    axis.set_title(title, fontsize=11)
+    axis.set_title(title.replace("$", r"\$"), fontsize=11)
     axis.set_ylim(-0.02, 1.02)
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=f"thick: mean of {window // STEPS_PER_SECOND} s", frameon=False)
@@ -613,7 +641,7 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
 def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
     """A GIF in the speed of play: the screen and, for agents that weigh, a bar for each model's weight."""
     figure, axes = plt.subplots(1, 2 if names else 1, figsize=(6.4 if names else 3.4, 3.9), layout="constrained", squeeze=False)
-    figure.suptitle(title.partition(", one game")[0], fontsize=9)
+    figure.suptitle(title.partition(", one game")[0].replace("$", r"\$"), fontsize=9)
     picture = axes[0, 0].imshow(screens[0], interpolation="nearest")
     axes[0, 0].axis("off")
     caption = axes[0, 0].set_title("", fontsize=8)
@@ -654,16 +682,22 @@ def main(args: Args) -> Path | None:
             parse_variation(variation, agent.env_id)
     if args.suite:
         hackatari()
+        if len({agent.env_id for agent in agents}) > 1:
+            raise InputError("--suite: the agents play different games; give those of one game.")
+        if len({agent.repeat_action_probability for agent in agents}) > 1:
+            raise InputError("--suite: the agents were trained with different sticky actions; give --repeat-action-probability.")
     what = "suite" if args.suite else "attention" if args.attention else "score"
     if args.output_dir:
         output = Path(args.output_dir)
+        if output.is_dir() and any(output.iterdir()):
+            raise InputError(f"--output-dir {output}: there is something in it already; name a new folder.")
         storage.require_writable(output)
     else:
         output = storage.new_run_dir("evaluations", f"{game_name(agents[0].env_id)}__{what}")
 
     if args.attention:
-        for agent in agents:
-            folder = output if len(agents) == 1 else output / agent.label.replace("/", "_")
+        for number, agent in enumerate(agents, 1):
+            folder = output if len(agents) == 1 else output / f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', agent.label)}"
             storage.require_writable(folder)
             watch(agent, (*args.variation, UNCHANGED)[0], args, folder)
         return output

@@ -76,6 +76,8 @@ class Args:
     """a control: the models of --encoders with random weights"""
     schedule: tuple[str, ...] = ()
     """models that come and go, at the first rollout from that step on: add:object_masks:200000 drop:state_representation:400000"""
+    centre_embeddings: bool = False
+    """subtract from each embedding its mean over typical frames, and divide by its root mean square around it (not published)"""
     combiner: str = "wsa"
     """how they are combined: wsa, the paper's rivals, or the controls uniform and random_weights"""
     features_dim: int = 256
@@ -336,13 +338,14 @@ class FrozenModels(nn.Module):
             if all(parameter.dim() <= 4 for parameter in model.parameters()):
                 model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
         self.fast: dict[str, nn.Module] = {}  # copies that `prepare` makes; not registered, so that a state dict has each model once
+        self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding, with --centre-embeddings
         self.autocast = contextlib.nullcontext()
 
     def prepare(self, args: Args, device: torch.device) -> None:
         """Move to the device and make the copies that are really run; without this call the models run as they are stored."""
         self.to(device)
         self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=args.frozen_precision == "bfloat16")
-        frames = typical_frames(args.env_id) if args.frozen_precision == "int8" else None
+        frames = typical_frames(args.env_id) if args.frozen_precision == "int8" or args.centre_embeddings else None
         for name, model in self.models.items():
             if args.frozen_precision == "int8" and isinstance(model, INT8):
                 self.fast[name] = int8(model, frames)
@@ -352,6 +355,12 @@ class FrozenModels(nn.Module):
                 graphs = {"triton.cudagraphs": True} if args.cuda_graphs else {}
                 compiled = torch.compile(self.fast.get(name, model), options={"freezing": True, **graphs})
                 self.fast[name] = compiled  # fast: fused kernels, with the weights as constants
+        if args.centre_embeddings:
+            for name, model in self.models.items():
+                with torch.no_grad():
+                    z = torch.cat([model(batch.to(device)).float() for batch in frames.split(32)])
+                mean = z.mean(dim=0)  # what all frames share: walls, borders, empty space
+                self.centre[name] = mean, (z - mean).square().mean().sqrt().clamp(min=1e-6)
 
     @property
     def own(self) -> dict[str, nn.Module]:
@@ -365,11 +374,15 @@ class FrozenModels(nn.Module):
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
         with self.autocast:
-            return {name: self.fast.get(name, self.models[name])(obs).float() for name in self.wanted(names)}
+            embeddings = {name: self.fast.get(name, self.models[name])(obs).float() for name in self.wanted(names)}
+        for name in self.centre.keys() & embeddings.keys():
+            mean, scale = self.centre[name]
+            embeddings[name] = (embeddings[name] - mean) / scale
+        return embeddings
 
 
 def typical_frames(env_id: str) -> torch.Tensor:
-    """uint8 (256, 4, 84, 84) from random play with a seed of its own: what int8 arithmetic takes its ranges from, always the same."""
+    """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: for int8's ranges and for centring."""
     envs = make_envs(env_id, 8)
     obs, _ = envs.reset(seed=env_seeds(8, 0, 8))
     rng, frames = np.random.default_rng(0), []
@@ -509,6 +522,10 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     """
     checkpoint = load_checkpoint(path)
     args = Args(**checkpoint["args"])
+    if args.frozen_precision == "int8" and torch.device(device).type == "cuda":
+        raise InputError(f"{path}: this agent's frozen models are in int8, which is for a CPU; give --cuda False.")
+    if args.frozen_precision == "bfloat16" and torch.device(device).type == "cpu":
+        args.frozen_precision = "float32"  # more exact than what it was trained with
     frozen = FrozenModels(args, pretrained_dir)
     restore_frozen(path, checkpoint, frozen)
     agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)

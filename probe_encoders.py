@@ -9,6 +9,7 @@ F1 on games that the probe was not trained on). Each stored model is compared wi
 What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; train one
 linear classifier per variable on each set of features; print and store a table. The sets are: each model, trained and untrained; the raw
 pixels (the whole stack, 28,224 numbers in [0, 1]); all models side by side; and all but one, which shows what that one adds to the others.
+Observations that occur in training and in held-out games (the starts of games) are not taken out, as the published code does.
 """
 
 import csv
@@ -60,7 +61,7 @@ VARIABLES: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
-MIN_ENTROPY = 0.6  # bits; a variable that varies less is left out (the published threshold)
+MIN_ENTROPY = 0.6  # nats; a variable that varies less is left out (the published threshold)
 
 
 @dataclass
@@ -165,14 +166,17 @@ def probe(
     return scores
 
 
-def entropy_bits(values: np.ndarray) -> float:
-    """Entropy, in bits, of how often each value occurs."""
+def entropy(values: np.ndarray) -> float:
+    """Entropy, in nats, of how often each value occurs."""
     share = np.unique(values, return_counts=True)[1] / len(values)
-    return float(-(share * np.log2(share)).sum())
+    return float(-(share * np.log(share)).sum())
 
 
 def main(args: Args) -> None:
     game = game_name(args.env_id)
+    for name in ("num_samples", "every", "epochs"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     folder = Path(args.pretrained_dir) / game
     if game not in VARIABLES:
         raise InputError(
@@ -191,11 +195,14 @@ def main(args: Args) -> None:
         torch.set_num_threads(args.torch_threads)
 
     observations, rams, games = collect(args.env_id, args.num_samples, args.every, args.seed)
-    train = games < np.ceil(0.8 * (games[-1] + 1))
-    if train.all():
+    num_games = int(games[-1]) + 1
+    if num_games == 1:
         raise InputError(f"--num-samples {args.num_samples} with --every {args.every} ends within one game; none is held out: raise them.")
+    train = games < num_games - max(1, num_games // 5)
     labels = {name: rams[:, byte] for kind in VARIABLES[game].values() for name, byte in kind.items()}
-    labels = {name: values for name, values in labels.items() if entropy_bits(values) >= MIN_ENTROPY}
+    labels = {name: values for name, values in labels.items() if entropy(values) >= MIN_ENTROPY}
+    if not labels:
+        raise InputError(f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it.")
     kinds = {kind: [name for name in variables if name in labels] for kind, variables in VARIABLES[game].items()}
     kinds = {kind: variables for kind, variables in kinds.items() if variables}
     print(f"{len(games):,} observations of {games[-1] + 1} games, {(~train).sum():,} of them held out; variables: {', '.join(labels)}")
@@ -224,6 +231,10 @@ def main(args: Args) -> None:
         embeddings[name] = embed(stored, observations, device)
         judge(embeddings[name], name, "trained")
         judge(embed(untrained, observations, device), name, "untrained")
+        shape = tuple(stored.output_shape)
+        if len(shape) == 3 and shape[1] ** 2 * shape[0] > embeddings[name].shape[1]:
+            side = round((embeddings[name].shape[1] / shape[0]) ** 0.5)
+            print(f"  ({name}: maps of {shape[0]}x{shape[1]}x{shape[2]}, average-pooled to {shape[0]}x{side}x{side})")
     judge(torch.from_numpy(observations).flatten(1).float() / 255, "raw pixels", "")
     if len(models) > 1:
         together = judge(torch.cat(list(embeddings.values()), dim=1), "all", "trained")

@@ -101,10 +101,13 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Returns:
         An object with `act(obs, greedy) -> actions` for uint8 observations (B, 4, 84, 84).
     """
-    script = load(path, "checkpoint").get("script", "?")
-    if not (re.fullmatch(r"\w+", script) and Path(__file__).with_name(f"{script}.py").is_file()):
+    script = load(path, "checkpoint").get("script")
+    if not (isinstance(script, str) and re.fullmatch(r"\w+", script) and Path(__file__).with_name(f"{script}.py").is_file()):
         raise InputError(f"{path}: it was made by '{script}.py', which is not one of the scripts here.")
-    return importlib.import_module(script).load_agent(path, device, pretrained_dir)
+    try:
+        return importlib.import_module(script).load_agent(path, device, pretrained_dir)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: this checkpoint does not fit this version of {script}.py ({type(error).__name__}: {error}).") from error
 
 
 def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:

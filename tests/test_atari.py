@@ -139,3 +139,14 @@ def test_the_open_environment_shows_what_training_saw(game):
     assert ends >= 1
     vector.close()
     single.close()
+
+
+@pytest.mark.parametrize("noop_max", [5, 30])
+def test_the_open_environment_starts_games_as_training_does(noop_max):
+    """The emulator's clock after a reset (no-ops and FIRE) takes the same values, seen over many seeds."""
+    vector = make_envs("ALE/Pong-v5", 200, noop_max=noop_max)
+    expected = set(vector.reset(seed=np.arange(200))[1]["episode_frame_number"].tolist())
+    vector.close()
+    env = make_env("ALE/Pong-v5", noop_max=noop_max)
+    assert {env.reset(seed=seed)[1]["episode_frame_number"] for seed in range(200)} == expected
+    env.close()

@@ -188,10 +188,14 @@ def test_attention_writes_what_the_agent_weighed(agents, tmp_path):
 
 def test_agents_without_weights_get_the_film_alone(agents, tmp_path, capsys):
     settings = {"attention": True, "max_frames_per_game": 400, "film_steps": 3, "film_start": 10}
-    main(Args(checkpoint=(agents["pong"], agents["linear"]), labels=("pixels", "linear"), output_dir=str(tmp_path), **settings))
-    for label in ("pixels", "linear"):
-        assert sorted(path.name for path in (tmp_path / label).iterdir()) == ["film.gif", "steps.csv"]
-        assert list(read_csv(tmp_path / label / "steps.csv")[0]) == ["step", "action", "reward", "score", "lives"]
+    main(
+        Args(
+            checkpoint=(agents["pong"], agents["linear"]), labels=("pixels", "a/../linear"), output_dir=str(tmp_path / "pixels"), **settings
+        )
+    )
+    for folder in ("pixels/1_pixels", "pixels/2_a____linear"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["film.gif", "steps.csv"]
+        assert list(read_csv(tmp_path / folder / "steps.csv")[0]) == ["step", "action", "reward", "score", "lives"]
     main(Args(checkpoint=(agents["pong"],), attention=True, max_frames_per_game=400, film_start=5000, output_dir=str(tmp_path / "late")))
     assert "no film: the game was over" in capsys.readouterr().out and not (tmp_path / "late" / "film.gif").exists()
 
@@ -222,7 +226,7 @@ def test_fewer_models(agents, tmp_path):
 # ----------------------------------------------------------- changed games
 
 
-def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys):
+def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys, monkeypatch):
     main(Args(list_variations=True, env_id="ALE/Breakout-v5"))
     listed = capsys.readouterr().out
     assert "mode:44" in listed and "difficulty:1" in listed and "mode:0 " not in listed
@@ -235,9 +239,10 @@ def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys):
     other.step(1)  # FIRE, as at every start of a game here
     np.testing.assert_array_equal(changed.unwrapped.ale.getScreenGrayscale(), other.unwrapped.ale.getScreenGrayscale())
     quick = {"episodes": 1, "max_frames_per_game": 200, "output_dir": str(tmp_path)}
+    monkeypatch.setattr(evaluate, "COMPARED_STEPS", 200)
     main(Args(checkpoint=(agents["pong"],), variation=("mode:1", "difficulty:2+mode:1"), **quick))
     assert [row["variation"] for row in read_csv(tmp_path / "results.csv")] == ["mode:1", "difficulty:2+mode:1"]
-    assert evaluate.first_difference("ALE/Pong-v5", evaluate.UNCHANGED) == "no pixel in 1,000 steps"
+    assert evaluate.first_difference("ALE/Pong-v5", evaluate.UNCHANGED) == "no pixel in 200 steps"
     assert evaluate.first_difference("ALE/Pong-v5", "difficulty:2").startswith("differs from step")
     with pytest.raises(
         InputError, match="Pong has no such variation; the known ones are .*mode:1, difficulty:1, difficulty:2, difficulty:3"
@@ -303,11 +308,16 @@ def test_flags_that_cannot_work(agents, tmp_path):
         (one | {"suite": True, "attention": True}, "leave --variation and --attention out"),
         (one | {"attention": True, "variation": ("mode:1", "difficulty:1")}, "one --variation at most"),
         (one | {"repeat_action_probability": 1.5}, "below 1"),
+        (one | {"variation": ("mode:1+mode:0",)}, "names one thing twice"),
+        (one | {"checkpoint": (agents["pong"], agents["pong"])}, "named twice"),
         ({"list_variations": True, "env_id": "PongNoFrameskip-v4"}, "ALE/Pong-v5"),
     ):
         with pytest.raises(InputError, match=says):
             main(Args(**flags))
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="there is something in it already"):
+        main(Args(**one))
 
 
 def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
@@ -315,11 +325,15 @@ def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
     truncated, foreign = tmp_path / "truncated.pt", tmp_path / "foreign.pt"
     truncated.write_bytes(whole[: len(whole) // 2])
     storage.save({**storage.load(Path(agents["pong"]), "checkpoint"), "script": "dreamer"}, foreign)
+    storage.save({**storage.load(Path(agents["pong"]), "checkpoint"), "agent": {}}, tmp_path / "shapeless.pt")
+    storage.save({"kind": "checkpoint", "script": 3}, tmp_path / "nameless.pt")
     encoder = Path(pretrained_dir) / "Pong" / "autoencoder.pt"
     for checkpoint, says in (
         (tmp_path / "nothing.pt", "there is no such file"),
         (truncated, "damaged"),
         (foreign, "made by 'dreamer.py', which is not one of the scripts here"),
+        (tmp_path / "shapeless.pt", "does not fit this version of ppo_e2e_atari.py"),
+        (tmp_path / "nameless.pt", "is not one of the scripts here"),
         (encoder, "expected a file of the kind 'checkpoint', found 'encoder'"),
     ):
         with pytest.raises(InputError, match=says):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from encoders import PRETRAININGS, save_encoder
-from probe_encoders import Args, collect, embed, entropy_bits, main, probe
+from probe_encoders import Args, collect, embed, entropy, main, probe
 from storage import InputError
 
 
@@ -22,9 +22,9 @@ def test_a_probe_reads_what_is_there_and_not_what_is_not():
 
 
 def test_entropy():
-    assert entropy_bits(np.array([0, 1, 2, 3])) == pytest.approx(2.0)
-    assert entropy_bits(np.array([7, 7, 7])) == 0.0
-    assert entropy_bits(np.array([0, 0, 0, 1])) == pytest.approx(0.8113, abs=1e-4)
+    assert entropy(np.array([0, 1, 2, 3])) == pytest.approx(1.3863, abs=1e-4)
+    assert entropy(np.array([7, 7, 7])) == 0.0
+    assert entropy(np.array([0, 0, 0, 1])) == pytest.approx(0.5623, abs=1e-4)
 
 
 def test_the_memory_belongs_to_the_picture():
@@ -102,5 +102,7 @@ def test_maps_are_pooled():
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="no RAM bytes are known"):
         main(Args(env_id="ALE/Freeway-v5"))
+    with pytest.raises(InputError, match="--every must be at least 1"):
+        main(Args(every=0))
     with pytest.raises(InputError, match="python pretrain_encoders.py --env-id ALE/Pong-v5"):
         main(Args(pretrained_dir=str(tmp_path)))

@@ -57,22 +57,38 @@ def test_a_modification_does_what_it_says():
     rows = np.flatnonzero((expected[-1] != seen[-1]).any(axis=1))
     assert rows.min() >= 20 and rows.max() <= 40  # blocks: lines 57 to 93 of 210
     assert expected[-1][24:36, 10:74].min() > 50 and seen[-1][24:36, 10:74].max() < 20
-    both = make_changed_env("ALE/Breakout-v5", "color_all_blocks_black+mode:16", noop_max=0)
-    both.reset(seed=1)
-    assert not np.array_equal(both.step(0)[0][-1], black.step(0)[0][-1])
+    both, difficult = (
+        make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in ("color_all_blocks_black+difficulty:1", "difficulty:1")
+    )
+    both.reset(seed=1), difficult.reset(seed=1), plain.reset(seed=1)
+    for _ in range(3):
+        (seen, *_), (expected, *_), (unchanged, *_) = both.step(0), difficult.step(0), plain.step(0)
+    outside = np.r_[0:20, 41:84]
+    np.testing.assert_array_equal(seen[-1][outside], expected[-1][outside])  # the narrow paddle, and black blocks
+    assert seen[-1][24:36, 10:74].max() < 20 and not np.array_equal(expected[-1], unchanged[-1])
 
 
 def test_modes_survive_a_seeded_reset():
     """HackAtari's own game_mode is lost at the first seeded reset."""
-    through, plain = make_changed_env("ALE/Breakout-v5", "left_drift+mode:16", noop_max=0), make_env("ALE/Breakout-v5", noop_max=0, mode=16)
+    through, plain = make_changed_env("ALE/Breakout-v5", "left_drift+mode:12", noop_max=0), make_env("ALE/Breakout-v5", noop_max=0, mode=12)
+    default = make_env("ALE/Breakout-v5", noop_max=0)
     for seed in (1, 2):
-        np.testing.assert_array_equal(through.reset(seed=seed)[0], plain.reset(seed=seed)[0])
+        for env in (through, plain, default):
+            env.reset(seed=seed)
+        seen, expected, other = (env.step(0)[0] for env in (through, plain, default))
+        np.testing.assert_array_equal(seen, expected)
+        assert not np.array_equal(other, expected)
 
 
 def test_known_modifications():
-    assert {"gravity", "color_all_blocks_red", "right_drift"} <= set(evaluate.hackatari_modifications("ALE/Breakout-v5"))
-    assert set(evaluate.hackatari_modifications("ALE/Pong-v5")) == {"lazy_enemy", "up_drift", "down_drift", "left_drift", "right_drift"}
-    assert evaluate.hackatari_modifications("ALE/YarsRevenge-v5") == {} == evaluate.hackatari_modifications("ALE/Qbert-v5")
+    assert {"gravity", "color_all_blocks_red", "right_drift"} <= set(evaluate.hackatari_modifications("ALE/Breakout-v5")[0])
+    assert set(evaluate.hackatari_modifications("ALE/Pong-v5")[0]) == {"lazy_enemy", "up_drift", "down_drift", "left_drift", "right_drift"}
+    assert evaluate.hackatari_modifications("ALE/YarsRevenge-v5") == ({}, {}) == evaluate.hackatari_modifications("ALE/Qbert-v5")
+    known, broken = evaluate.hackatari_modifications("ALE/BankHeist-v5")  # version 0.0.6: one of its modifications raises
+    assert known and "random_city" in broken and "random_city" not in known
+    assert "invert_flags" in evaluate.hackatari_modifications("ALE/Skiing-v5")[0]  # a name that is no method
+    with pytest.raises(InputError, match="obelix: it fails in the installed version of HackAtari"):
+        evaluate.parse_variation("obelix", "ALE/Asterix-v5")
     with pytest.raises(InputError, match="Breakout has no such variation; the known ones are color_all_blocks_black, .*mode:4"):
         evaluate.parse_variation("gravty", "ALE/Breakout-v5")
 
@@ -111,7 +127,7 @@ def test_the_suite(agent, tmp_path, capsys, monkeypatch):
         Args(checkpoint=(agent,), labels=("agent",), suite=True, episodes=2, sample=True, max_frames_per_game=600, output_dir=str(tmp_path))
     )
     rows = json.loads((tmp_path / "results.json").read_text())["results"]
-    known = [*evaluate.hackatari_modifications("ALE/Pong-v5"), *evaluate.modes_and_difficulties("ALE/Pong-v5")]
+    known = [*evaluate.hackatari_modifications("ALE/Pong-v5")[0], *evaluate.modes_and_difficulties("ALE/Pong-v5")]
     assert [row["variation"] for row in rows] == [evaluate.UNCHANGED, evaluate.UNCHANGED, *known] and len(known) == 9
     random_play, unchanged = rows[0]["mean"], rows[1]
     if (unchanged["ci_low"] or unchanged["mean"]) > random_play:
