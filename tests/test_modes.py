@@ -464,3 +464,24 @@ def test_bad_input_is_refused(args, changes, says):
     with pytest.raises(InputError, match=says):
         main(flags)
     assert not Path(flags.runs_dir).exists()
+
+
+def test_centred_embeddings(args):
+    """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same shift and scale."""
+    plain, centred = (ppo_wsa_atari.FrozenModels(args()) for _ in range(2))
+    centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
+    frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
+    assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames("ALE/Pong-v5"))
+    names = ("state_representation", "autoencoder")
+    other = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8))
+    raw, seen, raw_other, seen_other = (models(x, names) for x in (frames, other) for models in (plain, centred))
+    for name in names:
+        z = raw[name].double().numpy()
+        mean, scale = z.mean(axis=0), np.sqrt(np.square(z - z.mean(axis=0)).mean())
+        np.testing.assert_allclose(seen[name].mean(dim=0).numpy(), 0, atol=1e-3)
+        assert seen[name].square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
+        np.testing.assert_allclose(seen_other[name].numpy(), (raw_other[name].numpy() - mean) / scale, rtol=1e-3, atol=1e-3)
+    run = main(args(total_timesteps=32, centre_embeddings=True))
+    agent = load_agent(run / "checkpoint.pt")
+    for name, z in agent.frozen(frames[:8], names).items():
+        torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)
