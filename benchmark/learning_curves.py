@@ -63,7 +63,7 @@ def main(args: Args) -> None:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for label in labels:
         games = [row for row in rows if row["label"] == label]
         mean = running_mean(np.array([float(row["raw_score"]) for row in games]))
@@ -78,7 +78,8 @@ def main(args: Args) -> None:
         axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
     by_step.set_ylabel("raw score (21 is the most)")
-    by_step.legend(loc="upper left")
+    handles, names = by_step.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     figure.suptitle(args.title)
     figure.savefig(f"{args.output}.png", dpi=120)
     print(f"{path} and {args.output}.png")
