@@ -473,8 +473,7 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
             if variation == UNCHANGED:
                 baseline[agent.label] = row
             span = baseline[agent.label]["mean"] - rows[0]["mean"]
-            better = (baseline[agent.label]["ci_low"] or baseline[agent.label]["mean"]) > rows[0]["mean"]
-            row["relative"] = (row["mean"] - rows[0]["mean"]) / span if better else None
+            row["relative"] = (row["mean"] - rows[0]["mean"]) / span if span > 0 else None
             rows.append(row)
             write_results(output, args, rows)
     plot_suite(rows, agents, (UNCHANGED, *known), output / "suite.png")
@@ -491,11 +490,19 @@ def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str,
         span = own[UNCHANGED]["mean"] - random_play
         name = f"{agent.label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
         if own[UNCHANGED]["relative"] is None:
-            axis.barh([], [], label=f"{name}, no better than random play: no relative score")
+            axis.barh([], [], color=f"C{i}", label=f"{name}, no better than random play: no relative score")
             continue
         values = np.array([own[variation]["relative"] for variation in variations])
         intervals = [((own[v]["ci_high"] or own[v]["mean"]) - own[v]["mean"]) / span for v in variations]
-        axis.barh(np.arange(len(variations)) + i * height, values, height * 0.95, xerr=intervals, label=name, error_kw={"linewidth": 0.8})
+        axis.barh(
+            np.arange(len(variations)) + i * height,
+            values,
+            height * 0.95,
+            xerr=intervals,
+            color=f"C{i}",
+            label=name,
+            error_kw={"linewidth": 0.8},
+        )
     same = [name for name in variations if "no pixel" in str(next(row for row in rows[1:] if row["variation"] == name)["first_difference"])]
     axis.set_yticks(np.arange(len(variations)) + 0.4 - height / 2, [f"{name} *" if name in same else name for name in variations])
     axis.invert_yaxis()
