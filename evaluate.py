@@ -421,14 +421,19 @@ def write_csv(path: Path, rows: list[dict]) -> None:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
+def play_agent(agent: Evaluated, variation: str, args: Args) -> dict:
+    """The row of one agent in one variation."""
+    act = functools.partial(agent.agent.act, greedy=not args.sample)
+    row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
+    return {"agent": agent.label, **row, "script": agent.script, "step": agent.step, "checkpoint": agent.path}
+
+
 def score(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
     """Play each agent in each variation (in the unchanged game if none is named), and write the files."""
     rows = []
     for agent in agents:
         for variation in args.variation or (UNCHANGED,):
-            act = functools.partial(agent.agent.act, greedy=not args.sample)
-            row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
-            rows.append({"agent": agent.label, **row, "script": agent.script, "step": agent.step, "checkpoint": agent.path})
+            rows.append(play_agent(agent, variation, args))
             write_results(output, args, rows)
     return rows
 
@@ -467,9 +472,7 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
     baseline = {}
     for variation in (UNCHANGED, *known):
         for agent in agents:
-            act = functools.partial(agent.agent.act, greedy=not args.sample)
-            row = play(act, env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
-            row |= {"agent": agent.label, "script": agent.script, "step": agent.step, "checkpoint": agent.path}
+            row = play_agent(agent, variation, args)
             if variation == UNCHANGED:
                 baseline[agent.label] = row
             span = baseline[agent.label]["mean"] - rows[0]["mean"]

@@ -111,15 +111,11 @@ MAY_DIFFER_ON_RESUME = {
     "total_timesteps",
     "cuda",
     "torch_threads",
-    "compile",
-    "cuda_graphs",
-    "tf32",
-    "env_groups",
     "resume",
     "checkpoint_interval",
     "exp_name",
     "runs_dir",
-}
+} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:

@@ -161,16 +161,12 @@ MAY_DIFFER_ON_RESUME = {
     "total_timesteps",
     "cuda",
     "torch_threads",
-    "compile",
-    "cuda_graphs",
-    "tf32",
-    "env_groups",
     "resume",
     "checkpoint_interval",
     "exp_name",
     "runs_dir",
     "pretrained_dir",
-}
+} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:
@@ -228,7 +224,7 @@ def check_args(args: Args) -> None:
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
     processes.check_speed_flags(args)
-    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
+    on_cuda = processes.on_cuda(args.cuda)
     if args.frozen_precision == "bfloat16" and not on_cuda:
         raise InputError("--frozen-precision bfloat16 is for CUDA devices; on a CPU, int8 is the faster one.")
     if args.frozen_precision == "int8" and (on_cuda or args.compile):

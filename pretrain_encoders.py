@@ -108,9 +108,8 @@ def check_args(args: Args) -> None:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
-    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
-    processes.require_compiler(args.compile, on_cuda)
-    if args.mixed_precision and not on_cuda:
+    processes.require_compiler(args)
+    if args.mixed_precision and not processes.on_cuda(args.cuda):
         raise InputError("--mixed-precision is for CUDA devices; this run is on a CPU.")
 
 

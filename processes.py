@@ -18,7 +18,13 @@ import torch.distributed as dist
 
 from storage import InputError
 
+SPEED_FLAGS = {"compile", "cuda_graphs", "tf32", "env_groups"}  # of both scripts; a resumed run may have others
 PATIENCE = timedelta(hours=2)  # how long the others wait while the first process evaluates
+
+
+def on_cuda(cuda: bool | Literal["auto"]) -> bool:
+    """Whether a script with this --cuda runs on a GPU here."""
+    return cuda is True or (cuda == "auto" and torch.cuda.is_available())
 
 
 def join(cuda: bool | Literal["auto"]) -> tuple[int, int, torch.device]:
@@ -26,7 +32,7 @@ def join(cuda: bool | Literal["auto"]) -> tuple[int, int, torch.device]:
 
     On CUDA each process takes the GPU of its rank on its machine and talks over NCCL, else over gloo.
     """
-    use_cuda = cuda is True or (cuda == "auto" and torch.cuda.is_available())
+    use_cuda = on_cuda(cuda)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
@@ -79,23 +85,22 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def check_speed_flags(args: Any) -> None:
     """Refuse flags for speed that this machine, or this split of the games, cannot serve; raises InputError with the reason."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    on_cuda = args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available())
     if args.env_groups < 1 or args.num_envs % (world_size * args.env_groups):
         raise InputError(
             f"--num-envs {args.num_envs} cannot be split evenly into {world_size} process(es) with --env-groups {args.env_groups} each."
         )
     if (args.num_envs // world_size * args.num_steps) % args.num_minibatches:
         raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the steps of one of {world_size} processes.")
-    if args.cuda_graphs and not (args.compile and on_cuda):
+    if args.cuda_graphs and not (args.compile and on_cuda(args.cuda)):
         raise InputError("--cuda-graphs needs --compile and a CUDA device.")
-    if args.tf32 and not on_cuda:
+    if args.tf32 and not on_cuda(args.cuda):
         raise InputError("--tf32 is a precision of CUDA devices; this run is on a CPU.")
-    require_compiler(args.compile, on_cuda)
+    require_compiler(args)
 
 
-def require_compiler(compile: bool, on_cuda: bool) -> None:
+def require_compiler(args: Any) -> None:
     """Refuse --compile on a CPU without a C++ compiler; raises InputError."""
-    if compile and not on_cuda and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if args.compile and not on_cuda(args.cuda) and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         raise InputError("--compile needs a C++ compiler on a CPU (g++ or clang++), and there is none here.")
 
 

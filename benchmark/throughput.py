@@ -1,6 +1,6 @@
 """How fast do the PPO scripts train on this machine, where does the time go, and what does each "fast:" line bring?
 
-    python -m benchmark.throughput                          # on a CPU, all cases without a compiler: about ten minutes on two cores
+    python -m benchmark.throughput                          # on a CPU, all cases without a compiler
     python -m benchmark.throughput --compile --int8         # and the ones that a flag switches on
     python -m benchmark.throughput --cuda True --compile --num-envs 64
 

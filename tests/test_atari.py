@@ -119,13 +119,13 @@ def test_play_games_counts_whole_games_and_repeats():
     assert all(length <= 25 and cut_off for _, length, cut_off in play(3, max_frames_per_game=100))
 
 
-@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman", "SpaceInvaders"])
-def test_the_open_environment_shows_what_training_saw(game):
-    """Frame by frame, with no-ops off, through the end of games: pixels, rewards, ends and lives (FIRE is pressed, or is not there)."""
+def assert_shows_what_training_saw(game, make):
+    """A single environment against training's, frame by frame, through the end of games: pixels, rewards, ends and lives.
+
+    `make` gives the environment with no-ops off and games of at most 1,600 frames.
+    """
     vector = make_envs(f"ALE/{game}-v5", 1, noop_max=0, max_frames_per_game=1600)
-    single = gym.vector.SyncVectorEnv(
-        [lambda: make_env(f"ALE/{game}-v5", noop_max=0, max_frames_per_game=1600)], autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    single = gym.vector.SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP)
     (expected, info), (seen, other) = vector.reset(seed=np.array([5])), single.reset(seed=np.array([5]))
     rng, ends = np.random.default_rng(0), 0
     for _ in range(500):
@@ -139,6 +139,12 @@ def test_the_open_environment_shows_what_training_saw(game):
     assert ends >= 1
     vector.close()
     single.close()
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman", "SpaceInvaders"])
+def test_the_open_environment_shows_what_training_saw(game):
+    """FIRE is pressed at the start, in games that have it."""
+    assert_shows_what_training_saw(game, lambda: make_env(f"ALE/{game}-v5", noop_max=0, max_frames_per_game=1600))
 
 
 @pytest.mark.parametrize("noop_max", [2, 6])

@@ -71,7 +71,7 @@ def test_probes_beat_those_of_random_initialisations():
     """The stored table of linear probes (made by probe_encoders.py): for ball and paddles together each model beats its initialisation, but
     those that the README names."""
     with open(ROOT / "benchmark" / "probes_Pong.csv", newline="") as file:
-        rows = {(row["model"], row["weights"]): row for row in csv.DictReader(file)}
+        rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
     readme = (ROOT / "README.md").read_text()
     for name in PAPER_MODELS:
         trained, untrained = (

@@ -2,14 +2,13 @@
 
 import json
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from test_atari import assert_shows_what_training_saw
 
 import evaluate
 import ppo_e2e_atari
-from atari import make_env, make_envs
+from atari import make_env
 from evaluate import Args, ChangedGame, main, make_changed_env, make_hackatari
 from storage import InputError
 
@@ -31,21 +30,7 @@ def test_an_unmodified_game_shows_what_training_saw(game):
     def make():
         return make_env(f"ALE/{game}-v5", noop_max=0, emulator=ChangedGame(make_hackatari(f"ALE/{game}-v5", [], **settings), {}))
 
-    vector = make_envs(f"ALE/{game}-v5", 1, noop_max=0, max_frames_per_game=1600)
-    single = gym.vector.SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP)
-    (expected, info), (seen, other) = vector.reset(seed=np.array([5])), single.reset(seed=np.array([5]))
-    rng, ends = np.random.default_rng(0), 0
-    for _ in range(500):
-        np.testing.assert_array_equal(seen, expected)
-        assert other["lives"] == info["lives"]
-        action = rng.integers(vector.single_action_space.n, size=1)
-        expected, reward, terminated, truncated, info = vector.step(action)
-        seen, *rest, other = single.step(action)
-        assert (*rest[0], *rest[1], *rest[2]) == (*reward, *terminated, *truncated)
-        ends += int(terminated[0] or truncated[0])
-    assert ends >= 1
-    vector.close()
-    single.close()
+    assert_shows_what_training_saw(game, make)
 
 
 def test_a_modification_does_what_it_says():
