@@ -151,8 +151,8 @@ class Args:
     """on CUDA: multiply matrices in TensorFloat-32"""
     frozen_precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """arithmetic of the frozen models: bfloat16 on CUDA, int8 on a CPU (keypoint models and autoencoder) are faster and less exact"""
-    kept_precision: Literal["float32", "float16"] = "float32"
-    """how a rollout's embeddings are kept: float16 takes half the memory"""
+    kept_precision: Literal["float32", "float16"] = "float16"
+    """what embeddings are rounded to: float16 takes half the memory to keep, and is read faster"""
     env_groups: int = 1
     """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
@@ -336,6 +336,7 @@ class FrozenModels(nn.Module):
         self.fast: dict[str, nn.Module] = {}  # copies that `prepare` makes; not registered, so that a state dict has each model once
         self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding, with --centre-embeddings
         self.autocast = contextlib.nullcontext()
+        self.kept_precision = getattr(torch, args.kept_precision)
 
     def prepare(self, args: Args, device: torch.device) -> None:
         """Move to the device and make the copies that are really run; without this call the models run as they are stored."""
@@ -374,7 +375,10 @@ class FrozenModels(nn.Module):
         for name in self.centre.keys() & embeddings.keys():
             mean, scale = self.centre[name]
             embeddings[name] = (embeddings[name] - mean) / scale
-        return embeddings
+        if self.kept_precision == torch.float32:
+            return embeddings
+        limit = torch.finfo(self.kept_precision).max  # rounded at once, so that rollout, update and evaluation see the same numbers
+        return {name: z.clamp(-limit, limit).to(self.kept_precision).float() for name, z in embeddings.items()}
 
 
 def typical_frames(env_id: str) -> torch.Tensor:
@@ -658,7 +662,7 @@ def main(args: Args) -> Path | None:
             numbers * getattr(torch, args.kept_precision).itemsize,
             device,
             f"the kept embeddings of a rollout of {num_envs} x {args.num_steps} steps",
-            "lower --num-envs or --num-steps, or give --kept-precision float16 or --recompute-embeddings",
+            "lower --num-envs or --num-steps, or give --recompute-embeddings",
         )
     run_dir = None
     if checkpoint and rank == 0:
@@ -748,13 +752,14 @@ def main(args: Args) -> Path | None:
     # Storage of one rollout; row step * num_envs + env of `b_obs` or `b_embeddings` belongs to that step of that environment
     def make_storage() -> dict[str, torch.Tensor]:
         """Room for the embeddings of one rollout, of the models that are there now: {name: (batch, *shape)}."""
-        shapes = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}
+        shapes, dtype = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}, frozen.kept_precision
         if isinstance(agent.combiner, Reservoir):
-            shapes = {"reservoir": (agent.combiner.out_dim,)}  # it has nothing to train: its state is all that the update needs
+            shapes, dtype = {"reservoir": (agent.combiner.out_dim,)}, torch.float32  # its state is all that the update needs
         layouts = {name: torch.channels_last if len(shape) == 3 else torch.contiguous_format for name, shape in shapes.items()}
-        options = {"dtype": getattr(torch, args.kept_precision), "device": device}
         rows = num_envs * args.num_steps
-        return {name: torch.zeros((rows, *shape), **options).to(memory_format=layouts[name]) for name, shape in shapes.items()}
+        return {
+            name: torch.zeros((rows, *shape), dtype=dtype, device=device).to(memory_format=layouts[name]) for name, shape in shapes.items()
+        }
 
     b_obs = None
     if args.recompute_embeddings:

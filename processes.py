@@ -122,6 +122,7 @@ def describe_speed(args: Any, device: torch.device, world_size: int) -> str:
     on = [f"{device.type}, {world_size} process(es)", f"{torch.get_num_threads()} CPU threads each"]
     on += [f"--env-groups {args.env_groups}"] if args.env_groups > 1 else []
     on += [f"--{name.replace('_', '-')}" for name in ("compile", "cuda_graphs", "tf32") if getattr(args, name)]
+    on += [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in ("frozen_precision", "kept_precision") if hasattr(args, name)]
     return ", ".join(on)
 
 

@@ -14,6 +14,9 @@ median over the rounds is kept, so that a slow moment of the machine does not fa
 import csv
 import json
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -84,7 +87,7 @@ class Case:
     folded_batch_norm: bool = True
     composed_convolutions: bool = True
     fused_adam: bool = True
-    kept_precision: str = "float32"
+    kept_precision: str = "float16"
     frozen_precision: str = "float32"
     env_groups: int = 1
     compile: bool = False
@@ -102,14 +105,22 @@ def cases(args: Args) -> list[Case]:
         replace(e2e, name="script, without channels_last", channels_last=False),
         replace(e2e, name="script, without fused Adam", fused_adam=False),
         replace(e2e, name="script --env-groups 2", env_groups=2),
-        Case("plain", "WSA, four models", kept_embeddings=False, folded_batch_norm=False, composed_convolutions=False, **nothing),
+        Case(
+            "plain",
+            "WSA, four models",
+            kept_precision="float32",
+            kept_embeddings=False,
+            folded_batch_norm=False,
+            composed_convolutions=False,
+            **nothing,
+        ),
         four,
         replace(four, name="script, without kept embeddings", kept_embeddings=False),
         replace(four, name="script, without channels_last", channels_last=False),
         replace(four, name="script, without folded batch norm", folded_batch_norm=False),
         replace(four, name="script, without composed convolutions", composed_convolutions=False),
         replace(four, name="script, without fused Adam", fused_adam=False),
-        replace(four, name="script --kept-precision float16", kept_precision="float16"),
+        replace(four, name="script --kept-precision float32", kept_precision="float32"),
         replace(four, name="script --env-groups 2", env_groups=2),
         light,
     ]
@@ -163,6 +174,7 @@ class Loop:
                 encoders=PAPER if case.kind == "WSA, four models" else LIGHT,
                 pretrained_dir=args.pretrained_dir,
                 frozen_precision=case.frozen_precision,
+                kept_precision=case.kept_precision,
                 compile=case.compile,
             )
             self.frozen = ppo_wsa_atari.FrozenModels(flags)
@@ -276,7 +288,23 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
+def start_up(script: str, args: Args) -> float:
+    """Seconds from the command to the end of a run of one step (so a little more than to the first step), at the script's own settings."""
+    flags = f"--env-id {args.env_id} --cuda {args.cuda} --num-envs {args.num_envs} --num-steps 1 --num-minibatches 1 --update-epochs 1"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, f"{script}.py", *flags.split(), "--total-timesteps", str(args.num_envs), "--runs-dir", folder]
+        command += ["--pretrained-dir", args.pretrained_dir] if script == "ppo_wsa_atari" else []
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - begin
+
+
 def main(args: Args) -> None:
+    started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
+    for script, seconds in started.items():
+        print(
+            f"{script}: {min(seconds):.1f} to {max(seconds):.1f} s from the command to the end of its first step, three times", flush=True
+        )
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
@@ -326,7 +354,8 @@ def main(args: Args) -> None:
             f"{row['kind'] + ': ' + row['case']:<58} {row['steps_per_second']:>8.1f} {ratios[0]:>8} {ratios[1]:>9}   "
             f"{shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {shares[3]:>6}"
         )
-    Path(f"{args.output}.json").write_text(json.dumps({"machine": found, "settings": asdict(args), "rows": rows}, indent=1) + "\n")
+    result = {"machine": found, "settings": asdict(args), "start_up_seconds": started, "rows": rows}
+    Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
     with open(f"{args.output}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

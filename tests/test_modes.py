@@ -468,7 +468,7 @@ def test_bad_input_is_refused(args, changes, says):
 
 def test_centred_embeddings(args):
     """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same shift and scale."""
-    plain, centred = (ppo_wsa_atari.FrozenModels(args()) for _ in range(2))
+    plain, centred = (ppo_wsa_atari.FrozenModels(args(kept_precision="float32")) for _ in range(2))
     centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
     frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
     assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames("ALE/Pong-v5"))
@@ -481,7 +481,7 @@ def test_centred_embeddings(args):
         np.testing.assert_allclose(seen[name].mean(dim=0).numpy(), 0, atol=1e-3)
         assert seen[name].square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
         np.testing.assert_allclose(seen_other[name].numpy(), (raw_other[name].numpy() - mean) / scale, rtol=1e-3, atol=1e-3)
-    run = main(args(total_timesteps=32, centre_embeddings=True))
+    run = main(args(total_timesteps=32, centre_embeddings=True, kept_precision="float32"))
     agent = load_agent(run / "checkpoint.pt")
     for name, z in agent.frozen(frames[:8], names).items():
         torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)
