@@ -156,22 +156,27 @@ def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
     return layer
 
 
+def nature_cnn(in_channels: int = 4, out_features: int = 512) -> nn.Sequential:
+    """The Nature CNN (Mnih et al. 2015, methods, "Model architecture"): pixels in [0, 1] (B, in_channels, 84, 84) -> (B, out_features)."""
+    return nn.Sequential(
+        layer_init(nn.Conv2d(in_channels, 32, 8, stride=4)),  # -> (B, 32, 20, 20)
+        nn.ReLU(),
+        layer_init(nn.Conv2d(32, 64, 4, stride=2)),  # -> (B, 64, 9, 9)
+        nn.ReLU(),
+        layer_init(nn.Conv2d(64, 64, 3, stride=1)),  # -> (B, 64, 7, 7)
+        nn.ReLU(),
+        nn.Flatten(),
+        layer_init(nn.Linear(64 * 7 * 7, out_features)),
+        nn.ReLU(),
+    )
+
+
 class Agent(nn.Module):
-    """The Nature CNN (Mnih et al. 2015, methods, "Model architecture") with a policy and a value head on its 512 features."""
+    """The Nature CNN with a policy and a value head on its 512 features."""
 
     def __init__(self, num_actions: int):
         super().__init__()
-        self.network = nn.Sequential(
-            layer_init(nn.Conv2d(4, 32, 8, stride=4)),  # (B, 4, 84, 84) -> (B, 32, 20, 20)
-            nn.ReLU(),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)),  # -> (B, 64, 9, 9)
-            nn.ReLU(),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)),  # -> (B, 64, 7, 7)
-            nn.ReLU(),
-            nn.Flatten(),
-            layer_init(nn.Linear(64 * 7 * 7, 512)),
-            nn.ReLU(),
-        )
+        self.network = nature_cnn()
         self.actor = layer_init(nn.Linear(512, num_actions), gain=0.01)
         self.critic = layer_init(nn.Linear(512, 1), gain=1.0)
         self.to(memory_format=torch.channels_last)  # convolutions in this layout are about 1.5 times as fast on a CPU

@@ -1,0 +1,601 @@
+"""A policy that explores: PPO on Atari with an intrinsic reward in place of the game's, the first stage of Behavior Transfer.
+
+    python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                          # Never Give Up's reward, 10,000,000 steps
+    python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd  # the lifelong part alone
+    python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
+    python dqn_bt_atari.py --pretrained-policy runs/<run_name>/checkpoint.pt          # the second stage
+    tensorboard --logdir runs
+
+Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020 (arXiv 2002.06038),
+whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO and its network are those of
+ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
+
+The policy never learns the game's score, nor that a game is over: its return goes on through the ends of games. The raw score is only
+reported (`charts/episodic_return`). What it explores is measured where the player's place is known in the console's memory.
+
+The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
+intrinsic reward, advantages, update, log, save.
+"""
+
+import functools
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.vector import AutoresetMode
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import processes
+import storage
+from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_env, make_envs
+from ppo_e2e_atari import Agent, compute_advantages, layer_init, nature_cnn, ppo_loss
+from storage import InputError
+
+SCRIPT = "pretrain_policy_atari"  # what a checkpoint of this script calls itself
+MIN_DISTANCE = 0.008  # NGU's constants (table 1 and algorithm 1): nearer than this, in units of the mean distance, is the same place
+KERNEL_EPSILON = 1e-4
+KERNEL_CONSTANT = 0.001
+MAX_SIMILARITY = 8.0
+
+# Where the player is: bytes of the console's memory (Anand et al. 2019, arXiv 1906.08226, appendix); the room first, if there are several
+POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
+
+
+@dataclass
+class Args:
+    env_id: str = "ALE/MsPacman-v5"
+    """the game, a Gymnasium id"""
+    exp_name: str = SCRIPT
+    """the run's folder is <game>__<exp_name>__<seed>__<time>"""
+    seed: int = 1
+    """seed of networks, actions, minibatches and games"""
+    total_timesteps: int = 10_000_000
+    """length of the run in agent steps (4 emulator frames each), over all environments"""
+    num_envs: int = 8
+    """games played side by side"""
+    num_steps: int = 128
+    """steps per environment in one rollout"""
+    repeat_action_probability: float = 0.0
+    """sticky actions: how often the emulator repeats the action before"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames"""
+
+    intrinsic: Literal["ngu", "rnd"] = "ngu"
+    """the reward: ngu (episodic novelty times lifelong novelty) or rnd (lifelong novelty alone)"""
+    memory_size: int = 30_000
+    """ngu: places that the episodic memory of one game holds; the oldest go first"""
+    num_neighbours: int = 10
+    """ngu: how many nearest places of this game a place is compared with"""
+    max_lifelong: float = 5.0
+    """ngu: the lifelong factor is clipped to [1, this]"""
+    predictor_share: float = 0.25
+    """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon"""
+    intrinsic_learning_rate: float = 5e-4
+    """Adam's learning rate for the predictor and the embedding of places"""
+
+    learning_rate: float = 2.5e-4
+    """Adam's learning rate for the policy at the start"""
+    anneal_lr: bool = True
+    """bring the policy's learning rate down to 0 linearly"""
+    gamma: float = 0.99
+    """discount of intrinsic rewards"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches per epoch; must divide num_envs x num_steps"""
+    update_epochs: int = 4
+    """epochs over each rollout"""
+    clip_coef: float = 0.1
+    """PPO's clip range"""
+    ent_coef: float = 0.01
+    """weight of the policy's entropy in the loss"""
+    vf_coef: float = 0.5
+    """weight of the value's mean squared error in the loss"""
+    max_grad_norm: float = 0.5
+    """the gradient's norm is clipped to this"""
+
+    coverage_interval: int = 100_000
+    """measure every so many steps how many places the policy reaches, where the player's place is known (0: never)"""
+    coverage_steps: int = 8_000
+    """agent steps of one such measurement, in 8 games side by side"""
+    checkpoint_interval: int = 20_000
+    """save checkpoint.pt about every so many steps, and at the end"""
+    resume: str | None = None
+    """go on from this checkpoint.pt, in its folder; its flags are the defaults then"""
+    runs_dir: str = "runs"
+    """folder of the runs"""
+    cuda: bool | Literal["auto"] = "auto"
+    """train on a GPU: auto (if there is one), True or False"""
+    torch_threads: int = 0
+    """CPU threads for the networks (0: PyTorch's choice); lower it when several runs share a machine"""
+
+
+MAY_DIFFER_ON_RESUME = {
+    "total_timesteps",
+    "coverage_interval",
+    "coverage_steps",
+    "checkpoint_interval",
+    "exp_name",
+    "resume",
+    "runs_dir",
+    "cuda",
+    "torch_threads",
+}
+
+
+def check_args(args: Args) -> None:
+    """Refuse, before any work, flags that cannot work; raises InputError."""
+    game_name(args.env_id)
+    at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "memory_size", "num_neighbours")
+    for name in (*at_least_one, "coverage_steps", "checkpoint_interval"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches or batch_size // args.num_minibatches < 2:
+        raise InputError(
+            f"--num-minibatches {args.num_minibatches} must divide the {batch_size} steps of a rollout into parts of 2 or more."
+        )
+    if min(args.seed, args.torch_threads, args.learning_rate, args.intrinsic_learning_rate, args.coverage_interval) < 0:
+        raise InputError("--seed, --torch-threads, --coverage-interval and the learning rates must not be negative.")
+    if args.num_neighbours > args.memory_size:
+        raise InputError(f"--num-neighbours {args.num_neighbours}: the memory holds only --memory-size {args.memory_size} places.")
+    if not 0 < args.predictor_share <= 1:
+        raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
+    if args.max_lifelong < 1:
+        raise InputError(f"--max-lifelong must be at least 1, not {args.max_lifelong}.")
+    if args.total_timesteps < batch_size:
+        raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of all that was seen so far (Chan et al. 1979's rule for joining two samples), in double precision.
+
+    Its numbers are buffers, so that they are in the checkpoint.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))  # of the population; 1 as long as nothing was seen
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: torch.Tensor) -> None:
+        """Take in x (n, *shape); n may be 0."""
+        if len(x) == 0:
+            return
+        x = x.double()
+        n, total = len(x), self.count + len(x)
+        delta = x.mean(dim=0) - self.mean
+        squares = self.var * self.count + x.var(dim=0, correction=0) * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(squares / total)
+        self.count.copy_(total)
+
+
+class EpisodicMemory:
+    """The places that each environment's present game has been to, and how new another one would be (NGU, section 2 and algorithm 1).
+
+    The sum over the nearest neighbours is a kernel estimate of how often this place was visited in this game; one over its root is the
+    usual bonus for counts.
+    """
+
+    def __init__(self, num_envs: int, size: int, features: int, num_neighbours: int, device: torch.device):
+        self.places = torch.zeros((num_envs, size, features), device=device)
+        self.visits = torch.zeros(num_envs, dtype=torch.int64, device=device)  # how many were ever put in, in this game
+        self.num_neighbours = num_neighbours
+
+    def forget(self, envs: torch.Tensor) -> None:
+        """Empty the memories where envs (num_envs,) bool says so: another game begins there."""
+        self.visits[envs] = 0
+
+    def novelty(self, place: torch.Tensor, distances: RunningMoments) -> torch.Tensor:
+        """How new (num_envs, features) is in each environment's game: (num_envs,), 0 where it is all too familiar.
+
+        Also 0 as long as the memory holds fewer than `num_neighbours` places: the first steps of each game would else look like the newest
+        of all, and ending games would pay. Updates `distances`, the running mean of squared distances to the neighbours.
+        """
+        k, size = self.num_neighbours, self.places.shape[1]
+        held = self.visits.clamp(max=size)
+        known = held >= k
+        if not known.any():
+            return torch.zeros(len(place), device=place.device)
+        filled = int(held.max())
+        squared = (self.places[:, :filled] - place[:, None]).square().sum(dim=2)  # (num_envs, filled)
+        squared[torch.arange(filled, device=place.device) >= held[:, None]] = torch.inf
+        nearest = squared.topk(k, dim=1, largest=False).values  # (num_envs, k)
+        distances.update(nearest[known].flatten())
+        normalised = nearest / distances.mean.float().clamp(min=1e-8)
+        kernel = KERNEL_EPSILON / ((normalised - MIN_DISTANCE).clamp(min=0) + KERNEL_EPSILON)
+        similarity = kernel.sum(dim=1).sqrt() + KERNEL_CONSTANT
+        return torch.where(known & (similarity <= MAX_SIMILARITY), 1 / similarity, 0.0)
+
+    def add(self, place: torch.Tensor) -> None:
+        """Put one place per environment (num_envs, features) into the memories; the oldest goes where one is full."""
+        self.places[torch.arange(len(place), device=place.device), self.visits % self.places.shape[1]] = place
+        self.visits += 1
+
+
+class IntrinsicReward(nn.Module):
+    """What is new: in this game (ngu's episodic part) and in all that was ever seen (random network distillation).
+
+    Its state dict has all networks and all running normalisations.
+    """
+
+    def __init__(self, num_actions: int, args: Args):
+        super().__init__()
+        self.args = args
+        # A place is what the player can influence: what tells which action was taken between one observation and the next (NGU, fig. 1)
+        self.embedding = nature_cnn(4, 32)[:-1]  # without its last ReLU
+        self.inverse = nn.Sequential(layer_init(nn.Linear(64, 128)), nn.ReLU(), layer_init(nn.Linear(128, num_actions), 0.01))
+        # Lifelong novelty: what a trained network cannot yet say of a random one's output (RND, section 2.2)
+        self.target = nature_cnn(1, 128)[:-1].requires_grad_(False)
+        self.predictor = nature_cnn(1, 128)[:-1]
+        self.pixels = RunningMoments((84, 84))
+        self.errors = RunningMoments()
+        self.distances = RunningMoments()
+        self.returns = RunningMoments()
+        self.register_buffer("discounted", torch.zeros(args.num_envs))  # sum of past intrinsic rewards of each environment, discounted
+        self.to(memory_format=torch.channels_last)
+
+    def embed(self, obs: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> place (B, 32)."""
+        return self.embedding(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0)
+
+    def surprise(self, obs: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 4, 84, 84) -> the predictor's mean squared error on the newest frame (B,)."""
+        frame = obs[:, -1].double()
+        x = ((frame - self.pixels.mean) / self.pixels.var.sqrt().clamp(min=1e-2)).clamp(-5, 5).float().unsqueeze(1)  # RND, section 2.4
+        return (self.predictor(x) - self.target(x)).square().mean(dim=1)
+
+    @torch.no_grad()
+    def forward(self, obs: torch.Tensor, game_over: torch.Tensor, memory: EpisodicMemory) -> dict[str, torch.Tensor]:
+        """The rewards of one rollout; updates memory and running normalisations.
+
+        Args:
+            obs: uint8 (num_steps + 1, num_envs, 4, 84, 84); step t is rewarded for what obs[t + 1] shows. Where a game ended with step t,
+                that is the next game's first observation, which starts its memory.
+            game_over: bool (num_steps, num_envs).
+
+        Returns:
+            "reward" (num_steps, num_envs), normalised; "episodic" and "lifelong" of the same shape, as they were multiplied (with rnd
+            "lifelong" is the error itself).
+        """
+        num_steps, num_envs = game_over.shape
+        seen = obs[1:].flatten(0, 1)
+        self.pixels.update(seen[:, -1])
+        error = torch.cat([self.surprise(part) for part in seen.split(256)]).view(num_steps, num_envs)
+        self.errors.update(error.flatten())
+        if self.args.intrinsic == "rnd":
+            lifelong, episodic = error, torch.ones_like(error)
+        else:
+            lifelong = (1 + (error - self.errors.mean) / self.errors.var.sqrt().clamp(min=1e-8)).float().clamp(1, self.args.max_lifelong)
+            places = torch.cat([self.embed(part) for part in seen.split(256)]).view(num_steps, num_envs, -1)
+            episodic = torch.zeros_like(error)
+            for t in range(num_steps):
+                memory.forget(game_over[t])
+                episodic[t] = memory.novelty(places[t], self.distances)
+                memory.add(places[t])
+        reward = episodic * lifelong
+        discounted = []
+        for t in range(num_steps):  # divide by the running standard deviation of the discounted sum (RND, section 2.4)
+            self.discounted.copy_(self.args.gamma * self.discounted + reward[t])
+            discounted.append(self.discounted.clone())
+        self.returns.update(torch.cat(discounted))
+        reward = reward / self.returns.var.sqrt().clamp(min=1e-8).float()
+        return {"reward": reward, "episodic": episodic, "lifelong": lifelong}
+
+    def loss(
+        self, obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor, same_game: torch.Tensor, learns: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the embedding and the predictor learn from.
+
+        Args:
+            obs, next_obs: uint8 (B, 4, 84, 84), before and after the step; actions (B,).
+            same_game: bool (B,), whether no game ended in between: only then the action explains the difference.
+            learns: bool (B,), the share of the steps that the predictor learns from.
+        """
+        lifelong = (self.surprise(next_obs) * learns).sum() / learns.sum().clamp(min=1)
+        if self.args.intrinsic == "rnd":
+            return {"predictor": lifelong}
+        logits = self.inverse(torch.cat([self.embed(obs), self.embed(next_obs)], dim=1))
+        inverse = (F.cross_entropy(logits, actions, reduction="none") * same_game).sum() / same_game.sum().clamp(min=1)
+        return {"predictor": lifelong, "inverse": inverse}
+
+
+def coverage(act: Callable[[np.ndarray], np.ndarray], args: Args, stream: int) -> dict[str, int]:
+    """How many different places (and rooms, if the game has some) are reached in `coverage_steps` steps of 8 games side by side.
+
+    Args:
+        act: uint8 (8, 4, 84, 84) -> actions (8,).
+        stream: number that tells apart the games of different measurements.
+    """
+    where = list(POSITION[game_name(args.env_id)])
+    make = functools.partial(make_env, args.env_id, args.repeat_action_probability, args.max_frames_per_game)
+    envs = gym.vector.SyncVectorEnv([make] * 8, autoreset_mode=AutoresetMode.SAME_STEP)
+    obs, _ = envs.reset(seed=[int(seed) for seed in env_seeds(8, args.seed, 2, stream)])
+    places: set[bytes] = set()
+    for _ in range(-(-args.coverage_steps // 8)):
+        obs, *_ = envs.step(act(obs))
+        places.update(env.unwrapped.ale.getRAM()[where].tobytes() for env in envs.envs)
+    envs.close()
+    return {"places": len(places)} | ({"rooms": len({place[0] for place in places})} if len(where) == 3 else {})
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:
+    """The pre-trained policy of a checkpoint of this script, ready to `act`. (`pretrained_dir` is for scripts that use stored models.)
+
+    Raises:
+        InputError: no such file, damaged, or of another script.
+    """
+    checkpoint = load_checkpoint(path)
+    agent = Agent(num_actions=checkpoint["agent"]["actor.weight"].shape[0])
+    agent.load_state_dict(checkpoint["agent"])
+    return agent.to(device).eval()
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
+    checkpoint = storage.load(path, "checkpoint")
+    if checkpoint["script"] != SCRIPT:
+        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
+    return checkpoint
+
+
+def main(args: Args) -> Path:
+    """Train, and return the run's folder."""
+    # Resume: the checkpoint's flags must be ours
+    check_args(args)
+    checkpoint = None
+    if args.resume:
+        checkpoint = load_checkpoint(Path(args.resume))
+        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
+        storage.require_resumable(Path(args.resume), checkpoint)
+        if checkpoint["global_step"] >= args.total_timesteps:
+            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
+    if args.intrinsic == "ngu":
+        processes.require_memory(
+            args.num_envs * args.memory_size * 32 * 4, device, "the episodic memories", "lower --memory-size or --num-envs"
+        )
+    if checkpoint:
+        run_dir = Path(args.resume).resolve().parent
+        storage.require_writable(run_dir)
+    else:
+        run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
+
+    # Set-up. Lives are not reported: a lost one is nothing that this policy knows of
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.manual_seed(args.seed)
+    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
+    num_actions = int(envs.single_action_space.n)
+    agent = Agent(num_actions).to(device)
+    intrinsic = IntrinsicReward(num_actions, args).to(device)
+    memory = EpisodicMemory(args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    learning = [parameter for parameter in intrinsic.parameters() if parameter.requires_grad]
+    intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)
+    global_step, first_iteration, random_coverage = 0, 1, {}
+    last_games: deque[float] = deque(maxlen=100)  # raw scores, only reported
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        intrinsic.load_state_dict(checkpoint["intrinsic"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        intrinsic_optimizer.load_state_dict(checkpoint["intrinsic_optimizer"])
+        torch.set_rng_state(checkpoint["rng_state"])
+        global_step, first_iteration = checkpoint["global_step"], checkpoint["iteration"] + 1
+        last_games.extend(checkpoint["last_games"])
+
+    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
+    if not checkpoint:
+        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+
+    def save(iteration: int) -> None:
+        """There is no best.pt: what would be best is the game's score, which this script does not look at."""
+        storage.save(
+            {
+                "kind": "checkpoint",
+                "script": SCRIPT,
+                "args": asdict(args),
+                "iteration": iteration,
+                "global_step": global_step,
+                "agent": agent.state_dict(),
+                "intrinsic": intrinsic.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "intrinsic_optimizer": intrinsic_optimizer.state_dict(),
+                "rng_state": torch.get_rng_state(),
+                "last_games": list(last_games),
+            },
+            run_dir / "checkpoint.pt",
+        )
+
+    # The first Ctrl-C (or SIGTERM) ends the run after the iteration in hand, with a checkpoint; the second one ends it at once.
+    interrupted = threading.Event()
+
+    def on_interrupt(signum, frame):
+        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_interrupt)
+
+    print(f"{SCRIPT}: {args.env_id}, {args.intrinsic}, {device.type}, {torch.get_num_threads()} CPU threads; {run_dir}")
+    measures_coverage = args.coverage_interval > 0 and game_name(args.env_id) in POSITION
+    if measures_coverage:
+        rng = np.random.default_rng(args.seed)
+        random_coverage = coverage(lambda obs: rng.integers(num_actions, size=len(obs)), args, stream=0)
+        found = " and ".join(f"{number} {what}" for what, number in random_coverage.items())
+        print(f"{SCRIPT}: random play reaches {found} in {args.coverage_steps:,} steps")
+
+    # Storage of one rollout
+    obs = torch.zeros((args.num_steps + 1, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
+    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
+    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+    game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
+    never = torch.zeros((args.num_steps, args.num_envs), device=device)  # "dones": for this policy nothing ever ends
+
+    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
+    first_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
+    obs[0] = processes.to_device(first_obs, device)
+    with torch.no_grad():
+        memory.add(intrinsic.embed(obs[0]))
+    tracker = GameTracker(info["lives"])
+
+    if not checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
+        warm_up = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
+        warm_up.reset(seed=env_seeds(args.num_envs, args.seed, 3))
+        rng = np.random.default_rng([args.seed, 3])
+        for _ in range(128):
+            frames, *_ = warm_up.step(rng.integers(num_actions, size=args.num_envs))
+            intrinsic.pixels.update(torch.as_tensor(frames[:, -1], device=device))
+        warm_up.close()
+
+    start_time, start_step = time.time(), global_step
+    progress = tqdm(
+        total=num_iterations * batch_size,
+        initial=global_step,
+        unit="step",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+        dynamic_ncols=True,
+    )
+
+    for iteration in range(first_iteration, num_iterations + 1):
+        remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1.0)
+
+        # Rollout; the game's reward goes to the tracker, which reports it, and nowhere else
+        if iteration > first_iteration:
+            obs[0] = obs[-1]
+        finished = []
+        for step in range(args.num_steps):
+            with torch.no_grad():
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step])
+            next_obs, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
+            obs[step + 1] = processes.to_device(next_obs, device)
+            game_over[step] = torch.from_numpy(terminated | truncated)
+            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
+                finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
+        global_step += batch_size
+
+        # Intrinsic reward
+        rewards = intrinsic(obs, game_over, memory)
+
+        # Advantages
+        with torch.no_grad():
+            next_value = agent.get_value(obs[-1])
+        advantages, returns = compute_advantages(rewards["reward"], values, never, next_value, never[0], args.gamma, args.gae_lambda)
+
+        # Update
+        b_obs, b_next_obs = obs[:-1].flatten(0, 1), obs[1:].flatten(0, 1)
+        b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
+        b_advantages, b_returns, b_same_game = advantages.flatten(), returns.flatten(), ~game_over.flatten()
+        clip_range = torch.tensor(args.clip_coef, device=device)
+        learns = torch.rand(batch_size, device=device) < args.predictor_share
+        clipfracs, intrinsic_losses = [], {}
+        for epoch in range(args.update_epochs):
+            for mb_inds in torch.randperm(batch_size).to(device).split(batch_size // args.num_minibatches):
+                mb_advantages = processes.normalise(b_advantages[mb_inds])
+                loss, logged = ppo_loss(
+                    agent,
+                    b_obs[mb_inds],
+                    b_actions[mb_inds],
+                    b_logprobs[mb_inds],
+                    mb_advantages,
+                    b_returns[mb_inds],
+                    clip_range,
+                    args.ent_coef,
+                    args.vf_coef,
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+                clipfracs.append(logged["clipfrac"])
+                if epoch == 0:  # the reward's own networks see each step once
+                    intrinsic_losses = intrinsic.loss(
+                        b_obs[mb_inds], b_actions[mb_inds], b_next_obs[mb_inds], b_same_game[mb_inds], learns[mb_inds]
+                    )
+                    intrinsic_optimizer.zero_grad()
+                    sum(intrinsic_losses.values()).backward()
+                    intrinsic_optimizer.step()
+
+        # Log: the last minibatch's losses, the rollout's rewards
+        for step, episodic_return, episodic_length in finished:
+            last_games.append(episodic_return)
+            writer.add_scalar("charts/episodic_return", episodic_return, step)
+            writer.add_scalar("charts/episodic_length", episodic_length, step)
+        sps = (global_step - start_step) / (time.time() - start_time)
+        writer.add_scalar("charts/SPS", sps, global_step)
+        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
+        for name, value in (logged | {"clipfrac": torch.stack(clipfracs).mean()} | intrinsic_losses).items():
+            writer.add_scalar(f"losses/{name}", value.item(), global_step)
+        explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
+        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        for name, value in rewards.items():
+            writer.add_scalar(f"intrinsic/{name}", value.mean().item(), global_step)
+        progress.update(batch_size)
+        progress.set_postfix_str(f"novelty {rewards['episodic'].mean():.2f} x {rewards['lifelong'].mean():.3g}")
+
+        # Coverage and checkpoint
+        stop = interrupted.is_set()
+        last = stop or iteration == num_iterations
+        before = global_step - batch_size
+        if measures_coverage and not stop and (last or global_step // args.coverage_interval > before // args.coverage_interval):
+            with torch.random.fork_rng():  # its draws are no part of the training
+                torch.manual_seed(args.seed)
+                reached = coverage(functools.partial(agent.act, greedy=False), args, stream=global_step)
+            for what, number in reached.items():
+                writer.add_scalar(f"coverage/{what}", number, global_step)
+                writer.add_scalar(f"coverage/{what}_random_play", random_coverage[what], global_step)
+            found = ", ".join(f"{number} {what} (random play: {random_coverage[what]})" for what, number in reached.items())
+            progress.write(f"step {global_step:,}: {found} in {args.coverage_steps:,} steps")
+        if last or global_step // args.checkpoint_interval > before // args.checkpoint_interval:
+            writer.flush()
+            save(iteration)
+        if stop:
+            break
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    progress.close()
+    envs.close()
+    writer.close()
+    games = f"the game's own score was {np.mean(last_games):.1f} over {len(last_games)} games" if last_games else "no game finished"
+    print(f"{'stopped' if stop else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
+    return run_dir
+
+
+if __name__ == "__main__":
+    try:
+        args = tyro.cli(Args, description=__doc__)
+        if args.resume:  # the checkpoint's flags are the defaults
+            saved = load_checkpoint(Path(args.resume))["args"]
+            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+        main(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
