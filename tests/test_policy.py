@@ -1,0 +1,240 @@
+"""Pre-training a policy: episodic novelty and normalisations against NumPy, and proof that the game's reward is never learnt from."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import pretrain_policy_atari
+import storage
+from atari import env_seeds, make_env
+from pretrain_policy_atari import POSITION, Args, EpisodicMemory, IntrinsicReward, RunningMoments, coverage, load_agent, main
+from probe_encoders import VARIABLES
+from storage import InputError
+
+CPU = torch.device("cpu")
+SMALL = {"num_envs": 4, "num_steps": 16, "total_timesteps": 128, "num_minibatches": 2, "update_epochs": 2, "cuda": False}
+
+
+def make_args(tmp_path, **flags) -> Args:
+    return Args(**{"env_id": "ALE/Breakout-v5", "runs_dir": str(tmp_path)} | SMALL | flags)
+
+
+def numpy_novelty(place: np.ndarray, memory: list[np.ndarray], distances: list[float], k: int) -> list[float]:
+    """Never Give Up's algorithm 1, up to the kernel; returns the k squared distances, or nothing where there are too few."""
+    squared = sorted(float(((place - other) ** 2).sum()) for other in memory)[:k]
+    return squared if len(memory) >= k else []
+
+
+@pytest.mark.parametrize("size", [1000, 12])
+def test_episodic_novelty_equals_numpy(size):
+    """Three environments, places that come again, games that end at different times; with a memory that overflows, too."""
+    rng, k = np.random.default_rng(0), 4
+    memory, moments = EpisodicMemory(3, size, 5, k, CPU), RunningMoments()
+    held: list[list[np.ndarray]] = [[], [], []]
+    distances: list[float] = []
+    seen = set()
+    for step in range(120):
+        places = rng.normal(size=(3, 5)).astype(np.float32)
+        places[0] = np.round(places[0, 0])  # the first one comes back to the same few places
+        over = rng.random(3) < 0.04
+        memory.forget(torch.from_numpy(over))
+        found = memory.novelty(torch.from_numpy(places), moments)
+        memory.add(torch.from_numpy(places))
+        nearest = []
+        for i in range(3):
+            held[i] = [] if over[i] else held[i][-size:]
+            nearest.append(numpy_novelty(places[i], held[i], distances, k))
+            held[i].append(places[i])
+        distances += [d for of_one in nearest for d in of_one]
+        for i in range(3):
+            expected = 0.0
+            if nearest[i]:
+                d = np.maximum(np.array(nearest[i]) / np.mean(distances) - 0.008, 0)
+                s = np.sqrt((1e-4 / (d + 1e-4)).sum()) + 0.001
+                expected = 1 / s if s <= 8 else 0.0
+            assert found[i].item() == pytest.approx(expected, rel=2e-3, abs=1e-6), (step, i)
+            seen.add((bool(nearest[i]), expected > 1))
+    assert {(False, False), (True, True), (True, False)} <= seen
+
+
+def test_all_too_familiar_places_are_worth_nothing():
+    """100 neighbours at the same place: the root of 100 is more than 8."""
+    memory, moments = EpisodicMemory(1, 200, 2, 100, CPU), RunningMoments()
+    moments.update(torch.ones(1))
+    for _ in range(100):
+        memory.add(torch.zeros(1, 2))
+    assert memory.novelty(torch.zeros(1, 2), moments).item() == 0
+    assert memory.novelty(torch.full((1, 2), 5.0), moments).item() > 1
+
+
+def test_the_memory_is_empty_after_a_game():
+    memory, moments = EpisodicMemory(2, 50, 2, 3, CPU), RunningMoments()
+    for i in range(10):
+        memory.add(torch.full((2, 2), float(i)))
+    memory.forget(torch.tensor([True, False]))
+    assert memory.visits.tolist() == [0, 10]
+    novelty = memory.novelty(torch.full((2, 2), 20.0), moments)
+    assert novelty[0] == 0 < novelty[1]
+
+
+def test_running_moments_equal_numpy():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(3, 5, size=(n, 4)) for n in (1, 7, 0, 200, 3)]
+    moments = RunningMoments((4,))
+    for part in parts:
+        moments.update(torch.from_numpy(part))
+    whole = np.concatenate(parts)
+    np.testing.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(moments.var, whole.var(axis=0), rtol=1e-10)
+    assert moments.count == 211
+
+
+@pytest.mark.parametrize("kind", ["ngu", "rnd"])
+def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
+    """Lifelong factor, product, and division by the running standard deviation of the discounted sum, over two rollouts."""
+    torch.manual_seed(0)
+    args = make_args(tmp_path, intrinsic=kind, num_neighbours=2, num_envs=2)
+    model = IntrinsicReward(4, args)
+    memory = EpisodicMemory(2, 100, 32, 2, CPU)
+    rng = np.random.default_rng(0)
+    errors, sums, running = [], [], np.zeros(2)
+    held, distances = [[], []], []
+    for rollout in range(2):
+        obs = torch.from_numpy(rng.integers(0, 256, (9, 2, 4, 84, 84), dtype=np.uint8))
+        game_over = torch.zeros(8, 2, dtype=torch.bool)
+        game_over[4, 1] = True
+        found = model(obs, game_over, memory)
+        with torch.no_grad():
+            error = np.array([model.surprise(obs[t + 1]).numpy() for t in range(8)])
+            places = [model.embed(obs[t + 1]).numpy() for t in range(8)]
+        errors += error.flatten().tolist()
+        if kind == "rnd":
+            lifelong, episodic = error, np.ones((8, 2))
+        else:
+            lifelong = np.clip(1 + (error - np.mean(errors)) / np.std(errors), 1, 5)
+            episodic = np.zeros((8, 2))
+            for t in range(8):
+                if game_over[t, 1]:
+                    held[1] = []
+                nearest = [numpy_novelty(places[t][i], held[i], distances, 2) for i in range(2)]
+                distances += [d for of_one in nearest for d in of_one]
+                for i in range(2):
+                    if nearest[i]:
+                        d = np.maximum(np.array(nearest[i]) / np.mean(distances) - 0.008, 0)
+                        episodic[t, i] = 1 / (np.sqrt((1e-4 / (d + 1e-4)).sum()) + 0.001)
+                    held[i].append(places[t][i])
+            assert (episodic > 0).sum() == (16 - 4 - 2 if rollout == 0 else 16 - 2)
+        for t in range(8):
+            running = 0.99 * running + episodic[t] * lifelong[t]
+            sums += running.tolist()
+        np.testing.assert_allclose(found["lifelong"], lifelong, rtol=1e-4)
+        np.testing.assert_allclose(found["episodic"], episodic, rtol=1e-3)
+        np.testing.assert_allclose(found["reward"], episodic * lifelong / np.std(sums), rtol=1e-3)
+
+
+def test_what_the_rewards_own_networks_learn_from(tmp_path):
+    """Actions across the end of a game are not to be explained, and the predictor learns from its share of the steps alone."""
+    torch.manual_seed(0)
+    model = IntrinsicReward(4, make_args(tmp_path))
+    rng = np.random.default_rng(0)
+    obs, next_obs = (torch.from_numpy(rng.integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)) for _ in range(2))
+    actions = torch.tensor([0, 1, 2, 3])
+    same_game, learns = torch.tensor([True, False, True, True]), torch.tensor([False, True, False, True])
+    losses = model.loss(obs, actions, next_obs, same_game, learns)
+    logits = model.inverse(torch.cat([model.embed(obs), model.embed(next_obs)], dim=1)).detach().double().numpy()
+    each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), actions]
+    assert losses["inverse"].item() == pytest.approx(each[[0, 2, 3]].mean(), rel=1e-5)
+    assert losses["predictor"].item() == pytest.approx(model.surprise(next_obs)[[1, 3]].mean().item(), rel=1e-5)
+    sum(losses.values()).backward()
+    assert all(parameter.grad is None for parameter in model.target.parameters())
+    assert all(parameter.grad.any() for part in (model.predictor, model.embedding) for parameter in part.parameters())
+    outside = IntrinsicReward(4, make_args(tmp_path)).loss(obs, actions, next_obs, torch.zeros(4, dtype=torch.bool), learns)
+    assert outside["inverse"].item() == 0
+
+
+class OtherReward(gym.vector.VectorWrapper):
+    """The same games with other rewards."""
+
+    def step(self, actions):
+        obs, reward, *rest = self.env.step(actions)
+        return obs, reward * 0 - 17 + np.arange(len(reward)), *rest
+
+
+@pytest.mark.parametrize("kind", ["ngu", "rnd"])
+def test_changing_the_games_reward_changes_nothing(tmp_path, kind, monkeypatch):
+    args = make_args(tmp_path, intrinsic=kind, num_neighbours=3)
+    one = storage.load(main(args) / "checkpoint.pt", "checkpoint")
+    make = pretrain_policy_atari.make_envs
+    monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: OtherReward(make(*rest)))
+    other = storage.load(main(args) / "checkpoint.pt", "checkpoint")
+    for part in ("agent", "intrinsic"):
+        assert one[part].keys() == other[part].keys()
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
+    untrained = pretrain_policy_atari.Agent(4).state_dict()
+    assert not torch.equal(one["agent"]["critic.bias"], untrained["critic.bias"])  # and something was learnt
+
+
+def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
+    run = main(make_args(tmp_path))
+    first = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert first["intrinsic"]["pixels.count"] == 128 * 4 + 128 and first["intrinsic"]["errors.count"] == 128
+    agent = load_agent(run / "checkpoint.pt")
+    assert agent.act(np.zeros((2, 4, 84, 84), dtype=np.uint8), greedy=False).shape == (2,)
+    main(make_args(tmp_path, total_timesteps=192, resume=str(run / "checkpoint.pt")))
+    second = storage.load(run / "checkpoint.pt", "checkpoint")
+    assert second["global_step"] == 192
+    assert second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192  # counted on, not anew
+    assert torch.equal(first["intrinsic"]["target.0.weight"], second["intrinsic"]["target.0.weight"])
+    assert not torch.equal(first["intrinsic"]["predictor.0.weight"], second["intrinsic"]["predictor.0.weight"])
+    for flags, says in (
+        ({"resume": str(run / "checkpoint.pt"), "intrinsic": "rnd", "total_timesteps": 500}, "--intrinsic was 'ngu', now 'rnd'"),
+        ({"resume": str(run / "checkpoint.pt"), "total_timesteps": 192}, "raise --total-timesteps"),
+        ({"resume": "nothing.pt"}, "there is no such file"),
+        ({"num_neighbours": 0}, "--num-neighbours must be at least 1"),
+        ({"num_neighbours": 11, "memory_size": 10}, "the memory holds only"),
+        ({"predictor_share": 0.0}, "--predictor-share must be above 0"),
+        ({"memory_size": 10**10}, "the episodic memories need .* GB"),
+        ({"num_minibatches": 3}, "--num-minibatches 3 must divide the 64 steps"),
+    ):
+        with pytest.raises(InputError, match=says):
+            main(make_args(tmp_path, **flags))
+
+
+@pytest.mark.parametrize("game", ["MsPacman", "MontezumaRevenge"])
+def test_coverage_counts_places_in_the_consoles_memory(tmp_path, game):
+    """Against a count of our own over the same games, one by one."""
+    args = make_args(tmp_path, env_id=f"ALE/{game}-v5", coverage_steps=960)
+    num_actions = make_env(args.env_id).action_space.n
+    found = coverage(lambda obs: np.arange(8) % num_actions, args, stream=7)
+    places = set()
+    for i, seed in enumerate(env_seeds(8, args.seed, 2, 7)):
+        env = make_env(args.env_id)
+        env.reset(seed=int(seed))
+        for _ in range(120):  # Ms. Pacman cannot move for the first 65
+            _, _, terminated, truncated, _ = env.step(i % num_actions)
+            assert not (terminated or truncated)
+            ram = env.unwrapped.ale.getRAM()
+            places.add(tuple(int(ram[byte]) for byte in POSITION[game]))
+    expected = {"places": len(places)} | ({"rooms": len({place[0] for place in places})} if game == "MontezumaRevenge" else {})
+    assert found == expected and found["places"] > 20
+
+
+def test_the_player_is_where_the_memory_says():
+    """The bytes are those of the probes; and going right and left moves the one for x."""
+    player = VARIABLES["MsPacman"]["player"]
+    assert POSITION["MsPacman"] == (player["player_x"], player["player_y"])
+    env = make_env("ALE/MontezumaRevenge-v5", noop_max=0)
+    env.reset(seed=0)
+    meanings = env.unwrapped.get_action_meanings()
+
+    def go(action: str, steps: int) -> tuple[int, int, int]:
+        for _ in range(steps):
+            env.step(meanings.index(action))
+        return tuple(int(env.unwrapped.ale.getRAM()[byte]) for byte in POSITION["MontezumaRevenge"])
+
+    start = go("NOOP", 5)
+    right = go("RIGHT", 5)
+    assert right[0] == start[0] == 1 and right[1] > start[1]  # the first screen is room 1
+    left = go("LEFT", 3)
+    assert left[1] < right[1]
