@@ -234,7 +234,7 @@ def test_the_player_is_where_the_memory_says():
         return tuple(int(env.unwrapped.ale.getRAM()[byte]) for byte in POSITION["MontezumaRevenge"])
 
     start = go("NOOP", 5)
-    right = go("RIGHT", 5)
-    assert right[0] == start[0] == 1 and right[1] > start[1]  # the first screen is room 1
-    left = go("LEFT", 3)
-    assert left[1] < right[1]
+    right = go("RIGHT", 1)
+    left = go("LEFT", 2)
+    assert start[0] == right[0] == left[0] == 1  # the first screen is room 1
+    assert left[1] < start[1] < right[1] and start[2] == right[2] == left[2]  # the player stands on a platform

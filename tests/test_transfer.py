@@ -220,7 +220,7 @@ def test_what_a_transition_teaches_by_hand():
     loss, logged = td_loss(online, target, batch)
     assert loss.item() == pytest.approx((0.2**2 / 2 + 0.3**2 / 2) / 2 + (0.3**2 / 2) / 2)
     loss.backward()
-    # Huber's gradient inside 1 is the error, here over the batch of 2: action 0 learns from the first transition, the others from the second
+    # Huber's gradient inside 1 is the error over the batch of 2; action 0 learns from the first transition, the others from the second
     np.testing.assert_allclose(online.q.grad[0], [-0.1, -0.15, -0.15], rtol=1e-6)
     assert not online.q.grad[1].any() and target.q.grad is None
     assert logged["q_values"].item() == 0 and logged["q_extra_action"].item() == 0
