@@ -49,6 +49,7 @@ MIN_DISTANCE = 0.008  # NGU's constants (table 1 and algorithm 1): nearer than t
 KERNEL_EPSILON = 1e-4
 KERNEL_CONSTANT = 0.001
 MAX_SIMILARITY = 8.0
+HORIZON = 100_000  # samples after which errors, distances and returns of earlier days have faded (ours): networks that learn change them
 
 # Where the player is: bytes of the console's memory (Anand et al. 2019, arXiv 1906.08226, appendix); the room first, if there are several
 POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
@@ -85,6 +86,8 @@ class Args:
     """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon"""
     intrinsic_learning_rate: float = 5e-4
     """Adam's learning rate for the predictor and the embedding of places"""
+    intrinsic_minibatch: int = 64
+    """their minibatch; they see each step once"""
 
     learning_rate: float = 2.5e-4
     """Adam's learning rate for the policy at the start"""
@@ -140,7 +143,7 @@ def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
     at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "memory_size", "num_neighbours")
-    for name in (*at_least_one, "coverage_steps", "checkpoint_interval"):
+    for name in (*at_least_one, "intrinsic_minibatch", "coverage_steps", "checkpoint_interval"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     batch_size = args.num_envs * args.num_steps
@@ -165,11 +168,13 @@ def check_args(args: Args) -> None:
 class RunningMoments(nn.Module):
     """Mean and variance of all that was seen so far (Chan et al. 1979's rule for joining two samples), in double precision.
 
-    Its numbers are buffers, so that they are in the checkpoint.
+    What was seen before never counts as more than `horizon` samples, so that it fades. Its numbers are buffers, so that they are in the
+    checkpoint.
     """
 
-    def __init__(self, shape: tuple[int, ...] = ()):
+    def __init__(self, shape: tuple[int, ...] = (), horizon: float = float("inf")):
         super().__init__()
+        self.horizon = horizon
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))  # of the population; 1 as long as nothing was seen
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -185,7 +190,7 @@ class RunningMoments(nn.Module):
         squares = self.var * self.count + x.var(dim=0, correction=0) * n + delta.square() * self.count * n / total
         self.mean += delta * n / total
         self.var.copy_(squares / total)
-        self.count.copy_(total)
+        self.count.copy_(total.clamp(max=self.horizon))
 
 
 class EpisodicMemory:
@@ -247,9 +252,7 @@ class IntrinsicReward(nn.Module):
         self.target = nature_cnn(1, 128)[:-1].requires_grad_(False)
         self.predictor = nature_cnn(1, 128)[:-1]
         self.pixels = RunningMoments((84, 84))
-        self.errors = RunningMoments()
-        self.distances = RunningMoments()
-        self.returns = RunningMoments()
+        self.errors, self.distances, self.returns = (RunningMoments(horizon=HORIZON) for _ in range(3))
         self.register_buffer("discounted", torch.zeros(args.num_envs))  # sum of past intrinsic rewards of each environment, discounted
         self.to(memory_format=torch.channels_last)
 
@@ -514,8 +517,15 @@ def main(args: Args) -> Path:
         b_advantages, b_returns, b_same_game = advantages.flatten(), returns.flatten(), ~game_over.flatten()
         clip_range = torch.tensor(args.clip_coef, device=device)
         learns = torch.rand(batch_size, device=device) < args.predictor_share
-        clipfracs, intrinsic_losses = [], {}
-        for epoch in range(args.update_epochs):
+        for mb_inds in torch.randperm(batch_size).to(device).split(args.intrinsic_minibatch):
+            intrinsic_losses = intrinsic.loss(
+                b_obs[mb_inds], b_actions[mb_inds], b_next_obs[mb_inds], b_same_game[mb_inds], learns[mb_inds]
+            )
+            intrinsic_optimizer.zero_grad()
+            sum(intrinsic_losses.values()).backward()
+            intrinsic_optimizer.step()
+        clipfracs = []
+        for _epoch in range(args.update_epochs):
             for mb_inds in torch.randperm(batch_size).to(device).split(batch_size // args.num_minibatches):
                 mb_advantages = processes.normalise(b_advantages[mb_inds])
                 loss, logged = ppo_loss(
@@ -534,13 +544,6 @@ def main(args: Args) -> Path:
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"])
-                if epoch == 0:  # the reward's own networks see each step once
-                    intrinsic_losses = intrinsic.loss(
-                        b_obs[mb_inds], b_actions[mb_inds], b_next_obs[mb_inds], b_same_game[mb_inds], learns[mb_inds]
-                    )
-                    intrinsic_optimizer.zero_grad()
-                    sum(intrinsic_losses.values()).backward()
-                    intrinsic_optimizer.step()
 
         # Log: the last minibatch's losses, the rollout's rewards
         for step, episodic_return, episodic_length in finished:

@@ -90,6 +90,16 @@ def test_running_moments_equal_numpy():
     assert moments.count == 211
 
 
+def test_old_samples_fade_beyond_the_horizon():
+    """100 zeros count as 10: with 10 ones more, the mean is a half and the variance a quarter; with 30 more again, 35 / 40."""
+    moments = RunningMoments(horizon=10)
+    moments.update(torch.zeros(100))
+    moments.update(torch.ones(10))
+    assert moments.mean.item() == pytest.approx(0.5) and moments.var.item() == pytest.approx(0.25)
+    moments.update(torch.ones(30))
+    assert moments.mean.item() == pytest.approx(35 / 40) and moments.var.item() == pytest.approx(5 / 40 * 35 / 40)
+
+
 @pytest.mark.parametrize("kind", ["ngu", "rnd"])
 def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
     """Lifelong factor, product, and division by the running standard deviation of the discounted sum, over two rollouts."""
