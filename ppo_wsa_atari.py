@@ -377,8 +377,10 @@ class FrozenModels(nn.Module):
             embeddings[name] = (embeddings[name] - mean) / scale
         if self.kept_precision == torch.float32:
             return embeddings
-        limit = torch.finfo(self.kept_precision).max  # rounded at once, so that rollout, update and evaluation see the same numbers
-        return {name: z.clamp(-limit, limit).to(self.kept_precision).float() for name, z in embeddings.items()}
+        limit = torch.finfo(self.kept_precision).max  # one's own model may give any numbers
+        embeddings |= {name: embeddings[name].clamp(-limit, limit) for name in self.own.keys() & embeddings.keys()}
+        # Rounded at once, so that rollout, update and evaluation see the same numbers
+        return {name: z.to(self.kept_precision).float() for name, z in embeddings.items()}
 
 
 def typical_frames(env_id: str) -> torch.Tensor:
@@ -562,6 +564,18 @@ def load_checkpoint(path: Path) -> dict:
     if checkpoint["script"] != SCRIPT:
         raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
     return checkpoint
+
+
+def take_rows(kept: torch.Tensor, rows: torch.Tensor, room: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`kept[rows].float()`, written into `out` by way of `room`: memory taken once, as new pages cost more than the numbers in them.
+
+    Args:
+        kept: (m, *shape), maps in the layout channels_last. rows: (n,).
+        room, out: (n, *shape), of kept's type and float32 (with float32 embeddings the same tensor). Returns out.
+    """
+    flat_kept, flat_room = (x.permute(0, 2, 3, 1).view(len(x), -1) if x.dim() == 4 else x for x in (kept, room))
+    torch.index_select(flat_kept, 0, rows, out=flat_room)
+    return out.copy_(room)
 
 
 def compute_advantages(
@@ -750,21 +764,26 @@ def main(args: Args) -> Path | None:
     signal.signal(signal.SIGTERM, on_interrupt)
 
     # Storage of one rollout; row step * num_envs + env of `b_obs` or `b_embeddings` belongs to that step of that environment
-    def make_storage() -> dict[str, torch.Tensor]:
-        """Room for the embeddings of one rollout, of the models that are there now: {name: (batch, *shape)}."""
+    def make_storage() -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Room for the embeddings of one rollout, of the models there are now, {name: (batch, *shape)}, and for those of a minibatch."""
         shapes, dtype = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}, frozen.kept_precision
         if isinstance(agent.combiner, Reservoir):
             shapes, dtype = {"reservoir": (agent.combiner.out_dim,)}, torch.float32  # its state is all that the update needs
-        layouts = {name: torch.channels_last if len(shape) == 3 else torch.contiguous_format for name, shape in shapes.items()}
-        rows = num_envs * args.num_steps
-        return {
-            name: torch.zeros((rows, *shape), dtype=dtype, device=device).to(memory_format=layouts[name]) for name, shape in shapes.items()
-        }
+
+        def room(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+            return torch.zeros((rows, *shape), dtype=dtype, device=device).to(memory_format=layout)
+
+        kept = {name: room(num_envs * args.num_steps, shape, dtype) for name, shape in shapes.items()}
+        as_floats = {name: room(minibatch_size, shape, torch.float32) for name, shape in shapes.items()}
+        if dtype == torch.float32:
+            return kept, {name: (out, out) for name, out in as_floats.items()}
+        return kept, {name: (room(minibatch_size, shape, dtype), as_floats[name]) for name, shape in shapes.items()}
 
     b_obs = None
     if args.recompute_embeddings:
         b_obs = torch.zeros((num_envs * args.num_steps, 4, 84, 84), dtype=torch.uint8, device=device)
-    b_embeddings = {} if args.recompute_embeddings else make_storage()
+    b_embeddings, mb_room = ({}, {}) if args.recompute_embeddings else make_storage()
     if rank == 0:
         print(
             f"{SCRIPT}: {args.env_id}, {args.combiner} of {', '.join(agent.names)}; "
@@ -844,7 +863,7 @@ def main(args: Args) -> Path | None:
             while changes_done < len(schedule) and schedule[changes_done].step <= global_step:
                 agent.apply_change(schedule[changes_done], frozen.shapes, args.seed, optimizer)
                 changes_done += 1
-            b_embeddings = {} if args.recompute_embeddings else make_storage()
+            b_embeddings, mb_room = ({}, {}) if args.recompute_embeddings else make_storage()
             next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory
             progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
         for parameters in optimizer.param_groups:
@@ -892,7 +911,7 @@ def main(args: Args) -> Path | None:
                 if args.recompute_embeddings:
                     mb_embeddings = frozen(b_obs[mb_inds], agent.names)
                 else:  # fast: what the frozen models said in the rollout is still true
-                    mb_embeddings = {name: kept[mb_inds].float() for name, kept in b_embeddings.items()}
+                    mb_embeddings = {name: take_rows(kept, mb_inds, *mb_room[name]) for name, kept in b_embeddings.items()}
                 loss, logged, weights = loss_of(
                     mb_embeddings, b_actions[mb_inds], b_logprobs[mb_inds], mb_advantages, b_returns[mb_inds], clip_range
                 )

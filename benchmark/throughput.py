@@ -14,6 +14,7 @@ median over the rounds is kept, so that a slow moment of the machine does not fa
 import csv
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,7 +60,7 @@ class Args:
     rounds: int = 5
     """measurements of each case, after one that is not counted"""
     cases: tuple[str, ...] = ()
-    """only the cases whose name contains one of these (none: all)"""
+    """only the cases in whose name one of these regular expressions is found (none: all)"""
     compile: bool = False
     """also the cases with --compile"""
     int8: bool = False
@@ -88,6 +89,7 @@ class Case:
     composed_convolutions: bool = True
     fused_adam: bool = True
     kept_precision: str = "float16"
+    minibatch_room: bool = True  # off: new memory for each minibatch
     frozen_precision: str = "float32"
     env_groups: int = 1
     compile: bool = False
@@ -109,6 +111,7 @@ def cases(args: Args) -> list[Case]:
             "plain",
             "WSA, four models",
             kept_precision="float32",
+            minibatch_room=False,
             kept_embeddings=False,
             folded_batch_norm=False,
             composed_convolutions=False,
@@ -120,6 +123,7 @@ def cases(args: Args) -> list[Case]:
         replace(four, name="script, without folded batch norm", folded_batch_norm=False),
         replace(four, name="script, without composed convolutions", composed_convolutions=False),
         replace(four, name="script, without fused Adam", fused_adam=False),
+        replace(four, name="script, without room for minibatches", minibatch_room=False),
         replace(four, name="script --kept-precision float32", kept_precision="float32"),
         replace(four, name="script --env-groups 2", env_groups=2),
         light,
@@ -129,7 +133,7 @@ def cases(args: Args) -> list[Case]:
     if args.compile:
         found += [replace(case, name="script --compile", compile=True) for case in (e2e, four, light)]
     order = [case.kind for case in (e2e, four, light)]
-    found = [case for case in found if not args.cases or any(part in f"{case.kind}: {case.name}" for part in args.cases)]
+    found = [case for case in found if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)]
     return sorted(found, key=lambda case: order.index(case.kind))
 
 
@@ -194,6 +198,7 @@ class Loop:
         self.act, self.loss = self.agent.get_action_and_value, loss
         if case.compile:
             self.act, self.loss = torch.compile(self.act), torch.compile(self.loss)
+        self.room: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # for minibatches
         self.seconds: dict[str, float] = {}
         self.seen = []
         for number, envs in enumerate(self.groups):
@@ -254,6 +259,11 @@ class Loop:
         dtype = getattr(torch, self.case.kept_precision)
         return seen if self.frozen is None else {name: z.to(dtype) for name, z in seen.items()}
 
+    def take(self, name: str, values: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
+        if name not in self.room:
+            self.room[name] = values[: len(inds)].clone(), values[: len(inds)].float()
+        return ppo_wsa_atari.take_rows(values, inds, *self.room[name])
+
     def update(self, kept: list, chosen: list, rewards: list, dones: list) -> None:
         shape = (self.args.num_steps, self.args.num_envs)
         b_seen = {name: torch.cat([seen[name] for seen in kept]) for name in kept[0]}
@@ -266,7 +276,10 @@ class Loop:
         clip_range = torch.tensor(0.1, device=self.device)
         for _ in range(EPOCHS):
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
-                seen = {name: values[inds] for name, values in b_seen.items()}
+                if self.frozen is not None and self.case.kept_embeddings and self.case.minibatch_room:
+                    seen = {name: self.take(name, values, inds) for name, values in b_seen.items()}
+                else:
+                    seen = {name: values[inds] for name, values in b_seen.items()}
                 if self.frozen is not None and not self.case.kept_embeddings:
                     obs = seen["obs"] if self.case.uint8_storage else seen["obs"].byte()
                     seen = self.timed("frozen models in the update", self.frozen, obs, self.agent.names)

@@ -20,7 +20,8 @@ INT8 = (KeypointFeatures, KeypointMaps, Autoencoder)
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy in which each convolution does the work of the batch norm behind it: w' = w g / s, b' = (b - m) g / s + shift.
+    """A copy in which each convolution does the work of the batch norm behind it (w' = w g / s, b' = (b - m) g / s + shift), and each ReLU
+    overwrites its input.
 
     Args:
         model: in evaluation mode; within its `nn.Sequential`s each batch norm directly behind a convolution is folded.
@@ -30,6 +31,9 @@ def folded(model: nn.Module) -> nn.Module:
         for i in range(len(part) - 1):
             if isinstance(part[i], nn.Conv2d) and isinstance(part[i + 1], nn.BatchNorm2d):
                 part[i], part[i + 1] = fuse_conv_bn_eval(part[i], part[i + 1]), nn.Identity()
+        for layer in part:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = True  # no new memory for what is not needed twice
     if hasattr(model, "layout"):
         model.layout = torch.channels_last  # where a network reshapes, its convolutions would copy at each step
     return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)

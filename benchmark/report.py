@@ -1,0 +1,184 @@
+"""Tables and plots of what benchmark/run.py has finished.
+
+    python -m benchmark.report benchmark/experiments/modes_small.toml   # this experiment's
+    python -m benchmark.report                                          # all of them, and their tables in README.md and benchmark/README.md
+
+For each game: learning curves against steps and against training time (mean and range over seeds of the mean raw score of the last 100
+games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its greedy evaluation games where
+the experiment asks for them. The interval over runs is a bootstrap at 95% (scipy.stats.bootstrap, percentiles) of their mean, or of their
+interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few seeds it says little, so each seed's
+score is shown.
+
+What it writes, in `benchmark/results/<experiment>/`: `table.md`, `table.csv`, `curves_<Game>.png`. In a README everything between
+`<!-- report: <experiment> -->` and `<!-- end -->` is replaced by the experiment's table.
+"""
+
+import csv
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import tyro
+
+from benchmark.learning_curves import running_mean
+from benchmark.run import ROOT, Run, read_experiment
+from storage import InputError
+
+READMES = ("README.md", "benchmark/README.md")
+ENOUGH_FOR_IQM = 8
+
+
+@dataclass
+class Args:
+    experiments: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """experiments' files (none: all in benchmark/experiments that have finished runs)"""
+    results_dir: str = str(ROOT / "benchmark" / "results")
+    """where benchmark/run.py has put what it finished"""
+
+
+@dataclass
+class Finished:
+    """What a finished run has left."""
+
+    run: Run
+    steps: np.ndarray  # of each training game
+    seconds: np.ndarray
+    scores: np.ndarray
+    evaluation: float | None  # mean raw score of the greedy games
+
+    @property
+    def final(self) -> float:
+        """Mean raw score of the last 100 training games."""
+        return float(self.scores[-100:].mean())
+
+
+def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
+    """The finished runs of an experiment that have a curve, in its order."""
+    found = []
+    for run in runs:
+        path = folder / run.name
+        if not (path / "run.json").is_file() or not (path / "curve.csv").is_file():
+            continue
+        with open(path / "curve.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            continue
+        columns = (np.array([float(row[name]) for row in rows]) for name in ("step", "seconds", "raw_score"))
+        evaluation = None
+        if (path / "evaluation.json").is_file():
+            evaluation = float(json.loads((path / "evaluation.json").read_text())["results"][0]["mean"])
+        found.append(Finished(run, *columns, evaluation))
+    return found
+
+
+def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%."""
+
+    def statistic(sample: np.ndarray, axis: int) -> np.ndarray:
+        return scipy.stats.trim_mean(sample, 0.25, axis=axis) if len(values) >= ENOUGH_FOR_IQM else sample.mean(axis=axis)
+
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(statistic(values, 0)), float("nan"), float("nan")
+    interval = scipy.stats.bootstrap((values,), statistic, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(statistic(values, 0)), float(interval.low), float(interval.high)
+
+
+def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
+    """One row per arm and game."""
+    rows = []
+    for game in dict.fromkeys(one.run.game for one in finished):
+        for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
+            mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
+            row = {"game": game, "arm": arm, "steps": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
+            for name, values in (("last 100 training games", [one.final for one in mine]), ("greedy", [one.evaluation for one in mine])):
+                if any(value is None for value in values):
+                    row[name], row[f"{name}: 95%"], row[f"{name}: each seed"] = "", "", ""
+                    continue
+                centre, low, high = centre_and_interval(np.array(values))
+                row[name] = f"{centre:.1f}"
+                row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
+                row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
+            row["training minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
+            row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table of the columns in which something is said; one row per arm and game."""
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row[name] for name in columns)} |" for row in rows)])
+
+
+def plot(finished: list[Finished], title: str, path: Path) -> None:
+    """Curves of one game: mean over seeds of the running mean, and the range over seeds, as far as all seeds go."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    for number, arm in enumerate(dict.fromkeys(one.run.arm for one in finished)):
+        mine = [one for one in finished if one.run.arm == arm]
+        for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
+            scale = 1e6 if unit == "steps" else 60
+            grid = np.linspace(max(getattr(one, unit)[0] for one in mine), min(getattr(one, unit)[-1] for one in mine), 200)
+            curves = np.array([np.interp(grid, getattr(one, unit), running_mean(one.scores)) for one in mine])
+            colour = f"C{number % 10}"
+            axis.plot(grid / scale, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle="-" if number < 10 else "--")
+            if len(mine) > 1:
+                axis.fill_between(grid / scale, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    for axis, label in zip(axes, ("million agent steps", "minutes of training"), strict=True):
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("raw score, mean of the last 100 games")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, title="mean and range over seeds (how many)")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def insert(text: str, experiment: str, table: str) -> str:
+    """A README with this experiment's table put in where it is marked."""
+    pattern = rf"(<!-- report: {re.escape(experiment)} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+
+
+def main(args: Args) -> None:
+    paths = args.experiments or sorted((ROOT / "benchmark" / "experiments").glob("*.toml"))
+    for path in paths:
+        title, runs = read_experiment(path)
+        folder = Path(args.results_dir) / path.stem
+        finished = read_finished(folder, runs)
+        if not finished:
+            if args.experiments:
+                raise InputError(f"{folder}: no run of this experiment with a learning curve is finished; start it with benchmark/run.py.")
+            continue
+        rows = table_rows(finished)
+        with open(folder / "table.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        table = markdown(rows)
+        (folder / "table.md").write_text(table + "\n")
+        for game in dict.fromkeys(one.run.game for one in finished):
+            plot([one for one in finished if one.run.game == game], f"{title}: {game}", folder / f"curves_{game}.png")
+        with_curve = [run for run in runs if run.trains]
+        print(f"{title}: {len(finished)} of {len(with_curve)} runs\n{table}\n")
+        for readme in READMES:
+            target = ROOT / readme
+            if target.is_file():
+                target.write_text(insert(target.read_text(), path.stem, table))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")

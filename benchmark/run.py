@@ -1,0 +1,372 @@
+"""Run an experiment: a plain file with command lines, for several games and seeds, several runs at a time.
+
+    python -m benchmark.run benchmark/experiments/modes_small.toml            # as many runs at a time as there are cores
+    python -m benchmark.run benchmark/experiments/modes_small.toml --list     # what there is to do, and how far it is
+    python -m benchmark.report benchmark/experiments/modes_small.toml         # tables and plots of what is finished
+
+Stopped at any moment, even by SIGKILL, the same command goes on: finished runs are left alone, others resume from their checkpoints, and
+runs that were started by a killed runner and live on are waited for. What a run leaves in `benchmark/results/<experiment>/<run>/`:
+
+- `curve.csv`: step, seconds of training, and raw score of each finished training game;
+- `evaluation.json`: evaluate.py's results of its best.pt, if the file asks for an evaluation;
+- `run.json`: the exact commands, versions, machine and times. It is written last: a run that has it is finished.
+
+An experiment's file (TOML) has a title, and arms; a run is an arm in a game with a seed:
+
+    title = "..."                       # what is compared
+    games = ["Pong"]
+    seeds = [1, 2]
+    flags = "--total-timesteps 500000"  # given to each arm's training script
+    evaluate = "--episodes 20"          # flags of evaluate.py; left out: no evaluation
+
+    [[arms]]
+    name = "wsa"
+    command = "ppo_wsa_atari.py --combiner wsa"   # a training script; game, seed and folders are added to it
+    published = {Pong = 21.0}                     # shown beside ours
+
+    [[arms]]
+    name = "behaviour"                  # {run:explorer} is the folder of that arm's run of the same game and seed, which goes first;
+    command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
+
+An arm may have games, seeds, flags and evaluate of its own. One with `steps = [...]` in place of `command` is a chain of other scripts
+(frames, models, probes), which go on by themselves where they were: {env_id}, {game} and {seed} stand for what they say.
+"""
+
+import csv
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import storage
+from atari import game_name
+from storage import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
+DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "evaluate": None}
+
+
+@dataclass
+class Args:
+    experiment: Annotated[Path, tyro.conf.Positional]
+    """the experiment's file"""
+    jobs: int = 0
+    """runs at a time (0: one per core, each with one thread)"""
+    list: bool = False
+    """only say what there is to do"""
+    runs_dir: str = "runs"
+    """checkpoints and TensorBoard events go to <runs-dir>/<experiment>/<run>"""
+    results_dir: str = str(ROOT / "benchmark" / "results")
+    """what is kept goes to <results-dir>/<experiment>/<run>"""
+
+
+@dataclass
+class Run:
+    """One arm in one game with one seed."""
+
+    arm: str
+    game: str
+    seed: int
+    commands: list[str]  # one training script's command line, or the steps of a chain
+    trains: bool
+    evaluate: str | None
+    published: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}__{self.game}__{self.seed}"
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The runs that must be finished first: how the commands call each one, and its name."""
+        found = re.findall(r"(\{run:([\w.-]+?)(?::(\d+))?\})", " ".join(self.commands))
+        return {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
+
+
+def read_experiment(path: Path) -> tuple[str, list[Run]]:
+    """An experiment's title and its runs, in the order of the file, seed by seed, so that a part of it already compares all arms.
+
+    Raises:
+        InputError: no such file, not TOML, or something in it that is not known; before anything runs.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: there is no such file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: this is not TOML ({error}).") from error
+    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms", "notes")}
+    unknown = set(common) - set(DEFAULTS)
+    runs: list[Run] = []
+    for arm in content.get("arms", []):
+        settings = common | arm
+        unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published"}
+        if "name" not in arm or ("command" in arm) == ("steps" in arm):
+            raise InputError(f"{path}: an arm needs a name, and either a command or steps.")
+        for game in settings["games"]:
+            env_id = f"ALE/{game}-v5"
+            game_name(env_id)
+            for seed in settings["seeds"]:
+                commands = arm.get("steps") or [f"{arm['command']} {settings['flags']} --env-id {env_id} --seed {seed}"]
+                fill = {"{env_id}": env_id, "{game}": game, "{seed}": str(seed)}
+                commands = [re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command) for command in commands]
+                trains, published = "command" in arm, arm.get("published", {}).get(game)
+                runs.append(Run(arm["name"], game, seed, commands, trains, settings["evaluate"] if trains else None, published))
+    if unknown:
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is.")
+    names = [run.name for run in runs]
+    if not runs or len(set(names)) < len(names):
+        raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
+    for run in runs:
+        script = shlex.split(run.commands[0])[0]
+        if not (ROOT / script).is_file():
+            raise InputError(f"{path}: {run.arm}: there is no script {script}.")
+        missing = set(run.needs.values()) - set(names)
+        if missing:
+            raise InputError(f"{path}: {run.name} needs {', '.join(sorted(missing))}, which is not among the runs.")
+    order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    return content.get("title", Path(path).stem), sorted(runs, key=lambda run: order[run.seed])
+
+
+def newest_run(folder: Path) -> Path | None:
+    """The folder below `folder` that a training script made and left a checkpoint in."""
+    found = sorted(folder.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
+    """(agent step, seconds of training so far, raw score) of each finished game; time between a stop and its resumption does not count."""
+    spans = []
+    for path in sorted(run_dir.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
+        one = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        times = [event.wall_time for tag in one.Tags()["scalars"] for event in one.Scalars(tag)]
+        if times:
+            spans.append((one.FirstEventTimestamp(), max(times)))
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    if "charts/episodic_return" not in events.Tags()["scalars"]:
+        return []
+    games = []
+    for event in events.Scalars("charts/episodic_return"):
+        games.append((event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value))
+    return games
+
+
+def machine() -> dict[str, Any]:
+    """What the runs are made on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    import torch
+
+    found = {"cpu": name, "cores": os.cpu_count(), "python": platform.python_version()}
+    found |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """So that a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class Runner:
+    """Runs what is left of an experiment; `main` gives it one thread per job."""
+
+    def __init__(self, args: Args, runs: list[Run]):
+        self.args, self.runs = args, {run.name: run for run in runs}
+        self.experiment = Path(args.experiment).stem
+        self.jobs = args.jobs or os.cpu_count() or 1
+        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self.done = {run.name: threading.Event() for run in runs}
+        self.failed: dict[str, str] = {}
+        self.stopping = threading.Event()
+        self.children: set[subprocess.Popen] = set()
+
+    def work_dir(self, name: str) -> Path:
+        return Path(self.args.runs_dir) / self.experiment / name
+
+    def result_dir(self, name: str) -> Path:
+        return Path(self.args.results_dir) / self.experiment / name
+
+    def finished(self, run: Run) -> bool:
+        """Whether its run.json is there; raises InputError if it was made by other commands."""
+        path = self.result_dir(run.name) / "run.json"
+        if not path.is_file():
+            return False
+        commands = json.loads(path.read_text())["commands"]
+        if commands != run.commands:
+            raise InputError(f"{path}: this run was made by other commands than the experiment has now; remove its folder to run it again.")
+        return True
+
+    def filled(self, command: str, run: Run) -> str:
+        """The command with the folders of the runs that it builds on."""
+        for written, name in run.needs.items():
+            folder = newest_run(self.work_dir(name))
+            if folder is None:
+                raise InputError(f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not there any more.")
+            command = command.replace(written, shlex.quote(str(folder.resolve())))
+        return command
+
+    def execute(self, command: str, log: Path, lock: int) -> None:
+        """Run a command line of a script here to its end; its output is added to the log. Raises RuntimeError if it fails.
+
+        The child holds the run's lock as well, so that it is not started a second time if this process is killed and begun again.
+        """
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with open(log, "a") as output:
+            output.write(f"$ python {command}\n")
+            output.flush()
+            child = subprocess.Popen(
+                [sys.executable, *shlex.split(command)],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+        self.children.add(child)
+        code = child.wait()
+        self.children.discard(child)
+        if code:
+            raise RuntimeError(f"exit status {code}; the end of {log}: {log.read_text().strip().splitlines()[-1][-300:]}")
+
+    def train(self, run: Run, lock: int, log: Path) -> Path:
+        """Train to the end, from the checkpoint if there is one; returns the run's folder."""
+        folder = self.work_dir(run.name)
+        command = self.filled(run.commands[0], run)
+        run_dir = newest_run(folder)
+        if run_dir:
+            steps = re.search(r"--total-timesteps[ =](\d+)", command)
+            saved = storage.load(run_dir / "checkpoint.pt", "checkpoint")
+            if saved["global_step"] < (int(steps[1]) if steps else saved["args"]["total_timesteps"]):
+                self.execute(f"{shlex.split(command)[0]} --resume {shlex.quote(str(run_dir / 'checkpoint.pt'))}", log, lock)
+            return run_dir
+        self.execute(f"{command} --exp-name {run.arm} --runs-dir {shlex.quote(str(folder.resolve()))}", log, lock)
+        return newest_run(folder)
+
+    def one(self, run: Run) -> None:
+        """Do what is left of one run."""
+        for name in run.needs.values():
+            self.done[name].wait()
+            if name in self.failed:
+                raise RuntimeError(f"{name} failed, which it needs")
+        if self.stopping.is_set() or self.finished(run):
+            return
+        work, result = self.work_dir(run.name), self.result_dir(run.name)
+        work.mkdir(parents=True, exist_ok=True)
+        result.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what a killed runner has left running
+            if self.finished(run):
+                return
+            begin, log = time.time(), work / "log.txt"
+            if not run.trains:
+                for command in run.commands:
+                    self.execute(self.filled(command, run), log, lock.fileno())
+            else:
+                run_dir = self.train(run, lock.fileno(), log)
+                if self.stopping.is_set():
+                    return
+                if run.evaluate is not None:
+                    checkpoint = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "checkpoint.pt"
+                    output = work / f"evaluation_{int(begin)}"
+                    flags = f"--output-dir {shlex.quote(str(output.resolve()))} {run.evaluate}"
+                    self.execute(f"evaluate.py --checkpoint {shlex.quote(str(checkpoint.resolve()))} {flags}", log, lock.fileno())
+                    results = json.loads((output / "results.json").read_text())
+                    for row in results["results"]:
+                        row.pop("checkpoint", None)  # folders of this machine
+                    write_atomically(result / "evaluation.json", json.dumps({"results": results["results"]}, indent=1) + "\n")
+                with open(result / "curve.csv", "w", newline="") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    writer.writerow(["step", "seconds", "raw_score"])
+                    writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
+            about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "jobs": self.jobs}
+            write_atomically(result / "run.json", json.dumps(about | {"finished": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
+
+    def work(self, run: Run) -> None:
+        """One run, in a thread of its own; what goes wrong is kept for the end."""
+        begin = time.time()
+        try:
+            self.one(run)
+        except (InputError, RuntimeError, OSError) as error:
+            self.failed[run.name] = str(error)
+        if not self.stopping.is_set():
+            state = f"failed: {self.failed[run.name]}" if run.name in self.failed else "finished"
+            print(f"{time.strftime('%H:%M')} {run.name}: {state} after {(time.time() - begin) / 60:.1f} minutes", flush=True)
+        self.done[run.name].set()
+
+    def stop(self, *_: Any) -> None:
+        """Ctrl-C or SIGTERM: let each run save a checkpoint and end."""
+        print("\nstopping; the runs save their checkpoints", file=sys.stderr)
+        self.stopping.set()
+        for child in list(self.children):
+            child.send_signal(signal.SIGINT)
+
+
+def in_order_of_needs(runs: list[Run]) -> list[Run]:
+    """Runs that others need come before them, so that waiting ones never take the places of those they wait for."""
+    ordered: dict[str, Run] = {}
+    by_name = {run.name: run for run in runs}
+
+    def place(run: Run, above: tuple[str, ...] = ()) -> None:
+        if run.name in above:
+            raise InputError(f"{run.name} needs itself, through {' and '.join(above)}.")
+        for name in run.needs.values():
+            place(by_name[name], (*above, run.name))
+        ordered.setdefault(run.name, run)
+
+    for run in runs:
+        place(run)
+    return list(ordered.values())
+
+
+def main(args: Args) -> None:
+    title, runs = read_experiment(args.experiment)
+    runs = in_order_of_needs(runs)
+    if args.jobs < 0:
+        raise InputError("--jobs must not be negative.")
+    runner = Runner(args, runs)
+    left = [run for run in runs if not runner.finished(run)]
+    print(f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each")
+    if args.list:
+        for run in runs:
+            folder = newest_run(runner.work_dir(run.name))
+            step = storage.load(folder / "checkpoint.pt", "checkpoint")["global_step"] if folder else 0
+            print(f"  {run.name:<40} {'to do' if run in left else 'finished':<9} step {step:>10,}   {' && '.join(run.commands)}")
+        return
+    signal.signal(signal.SIGINT, runner.stop)
+    signal.signal(signal.SIGTERM, runner.stop)
+    with ThreadPoolExecutor(runner.jobs) as pool:
+        for run in runs:
+            pool.submit(runner.work, run)
+    if runner.stopping.is_set():
+        sys.exit(130)
+    if runner.failed:
+        sys.exit(f"error: {len(runner.failed)} of {len(runs)} runs failed; run the same command again to go on with them.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,210 @@
+"""Experiments: read as written, interrupted and taken up again without loss or doubling, and reported from what they left."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark import report
+from benchmark.report import centre_and_interval, insert, markdown, read_finished, table_rows
+from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
+from storage import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted((ROOT / "benchmark" / "experiments").glob("*.toml"))
+TINY = """
+title = "Tiny"
+seeds = [1, 2]
+flags = "--num-envs 2 --num-steps 32 --total-timesteps 256 --max-frames-per-game 160 --checkpoint-interval 64 --update-epochs 1"
+evaluate = "--episodes 2 --max-frames-per-game 160"
+
+[[arms]]
+name = "end_to_end"
+command = "ppo_e2e_atari.py"
+published = { Pong = 21.0 }
+"""
+
+
+def start(tmp_path: Path, *flags: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmark.run", str(tmp_path / "tiny.toml"), "--runs-dir", str(tmp_path / "runs")]
+    return subprocess.Popen([*command, "--results-dir", str(tmp_path / "results"), *flags], cwd=ROOT, text=True, **options)
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    begin = time.time()
+    while not condition():
+        assert time.time() - begin < seconds
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_can_be_read(path):
+    """Its scripts are there, their flags are known to them, and a run comes after those it builds on."""
+    title, runs = read_experiment(path)
+    ordered = [run.name for run in in_order_of_needs(runs)]
+    assert title and sorted(ordered) == sorted(run.name for run in runs)
+    for run in runs:
+        assert all(ordered.index(name) < ordered.index(run.name) for name in run.needs.values())
+        for command in run.commands:
+            script, *flags = command.split()
+            source = (ROOT / script).read_text()
+            for flag in (flag for flag in flags if flag.startswith("--")):
+                name = flag.removeprefix("--").replace("-", "_")
+                assert re.search(rf"^    ({name}|{name.removeprefix('no_')}): ", source, re.MULTILINE), f"{script} has no {flag}"
+
+
+def test_games_seeds_and_placeholders(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text(
+        'games = ["Pong", "Breakout"]\nseeds = [3, 4]\nflags = "--gamma 0.9"\n'
+        '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\n'
+        '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy {run:one:3}/checkpoint.pt --flights"\n'
+        '[[arms]]\nname = "chain"\ngames = ["Pong"]\nseeds = [4]\n'
+        'steps = ["pretrain_encoders.py --env-id {env_id} --data-dir d/{game}{seed}"]\n'
+    )
+    runs = {run.name: run for run in read_experiment(path)[1]}
+    assert list(runs) == ["one__Pong__3", "one__Breakout__3", "two__Pong__3", "two__Pong__4", "chain__Pong__4"]
+    assert runs["one__Breakout__3"].commands == ["pretrain_policy_atari.py --gamma 0.9 --env-id ALE/Breakout-v5 --seed 3"]
+    assert list(runs["two__Pong__4"].needs.values()) == ["one__Pong__3"]
+    assert runs["chain__Pong__4"].commands == ["pretrain_encoders.py --env-id ALE/Pong-v5 --data-dir d/Pong4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("arms = 3 4", "this is not TOML"),
+        ("[[arms]]\nname = 'a'\ncommand = 'nothing.py'", "there is no script nothing.py"),
+        ("[[arms]]\nname = 'a'", "an arm needs a name, and either a command or steps"),
+        ("steps = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "steps: not known here"),
+        ("[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py {run:b}'", "needs b__Pong__1, which is not among the runs"),
+        ("games = ['Pon']\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "did you mean ALE/Pong-v5"),
+        ("title = 'none'", "at least one arm"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said(tmp_path, text, says):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_experiment(path)
+
+
+def test_runs_that_need_each_other_are_refused(tmp_path):
+    path = tmp_path / "circle.toml"
+    arms = (f"[[arms]]\nname = '{a}'\ncommand = 'ppo_e2e_atari.py --x {{run:{b}}}'\n" for a, b in ("ab", "ba"))
+    path.write_text("".join(arms))
+    with pytest.raises(InputError, match="needs itself"):
+        in_order_of_needs(read_experiment(path)[1])
+
+
+def test_killed_and_begun_again(tmp_path):
+    """SIGKILL in the second run: the first one is left alone, the second one's orphan waited for and not started twice; then the report."""
+    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 2048")
+    (tmp_path / "tiny.toml").write_text(slow)
+    first = start(tmp_path, "--jobs", "1")
+    results, runs = tmp_path / "results" / "tiny", tmp_path / "runs" / "tiny"
+    wait_for(lambda: list(runs.glob("end_to_end__Pong__2/*/checkpoint.pt")))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    finished = results / "end_to_end__Pong__1" / "run.json"
+    before = finished.stat().st_mtime_ns
+    assert not (results / "end_to_end__Pong__2" / "run.json").exists()
+
+    second = start(tmp_path, "--jobs", "2", stdout=subprocess.PIPE)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and "2 runs, 1 finished" in said and "end_to_end__Pong__2: finished" in said
+    assert finished.stat().st_mtime_ns == before
+    for seed in (1, 2):
+        folders = list(runs.glob(f"end_to_end__Pong__{seed}/Pong__*"))
+        assert len(folders) == 1  # one run folder: nothing was begun twice
+        log = (runs / f"end_to_end__Pong__{seed}" / "log.txt").read_text()
+        assert log.count("$ python ppo_e2e_atari.py") == 1 and log.count("$ python evaluate.py") == 1
+        with open(results / f"end_to_end__Pong__{seed}" / "curve.csv", newline="") as file:
+            games = list(csv.DictReader(file))
+        assert len(games) == 2048 // 2 // 40 * 2  # 1,024 steps of 2 environments, games of 160 frames: 40 steps
+        assert [int(game["step"]) for game in games[:2]] == [80, 80] and float(games[-1]["seconds"]) > 0
+        about = json.loads((results / f"end_to_end__Pong__{seed}" / "run.json").read_text())
+        assert about["commands"] == [
+            f"ppo_e2e_atari.py {slow.split('flags = ')[1].splitlines()[0][1:-1]} --env-id ALE/Pong-v5 --seed {seed}"
+        ]
+        assert {"torch", "gymnasium", "ale-py", "numpy", "cpu"} <= set(about["machine"])
+        evaluation = json.loads((results / f"end_to_end__Pong__{seed}" / "evaluation.json").read_text())
+        assert evaluation["results"][0]["games"] == 2 and str(tmp_path) not in json.dumps(evaluation)
+
+    third = start(tmp_path, "--list", stdout=subprocess.PIPE)
+    said, _ = third.communicate(timeout=60)
+    assert "2 runs, 2 finished" in said and said.count("finished  step      2,048") == 2
+    report.main(report.Args((tmp_path / "tiny.toml",), str(tmp_path / "results")))
+    table = (results / "table.md").read_text()
+    row = next(line for line in table.splitlines() if "end_to_end" in line)
+    means = []
+    for seed in (1, 2):
+        with open(results / f"end_to_end__Pong__{seed}" / "curve.csv", newline="") as file:
+            means.append(np.mean([float(game["raw_score"]) for game in csv.DictReader(file)][-100:]))
+    assert f"| {np.mean(means):.1f} |" in row and " ".join(f"{mean:.1f}" for mean in means) in row and row.endswith("| 21 |")
+    assert (results / "curves_Pong.png").stat().st_size > 10_000
+
+    (tmp_path / "tiny.toml").write_text(TINY)  # other commands: what was finished is not theirs
+    with pytest.raises(InputError, match="made by other commands"):
+        title, parsed = read_experiment(tmp_path / "tiny.toml")
+        Runner(Args(tmp_path / "tiny.toml", results_dir=str(tmp_path / "results")), parsed).finished(parsed[0])
+
+
+def test_ctrl_c_and_a_failing_run(tmp_path):
+    """Ctrl-C: the run saves and is resumed by the same command. A run that fails is named, with the last line it wrote."""
+    text = TINY.replace("--total-timesteps 256", "--total-timesteps 2560").replace("seeds = [1, 2]", "seeds = [1]")
+    (tmp_path / "tiny.toml").write_text(text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n')
+    first = start(tmp_path, "--jobs", "1", stderr=subprocess.PIPE)
+    runs = tmp_path / "runs" / "tiny"
+    wait_for(lambda: list(runs.glob("end_to_end__Pong__1/*/checkpoint.pt")))
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130 and "stopping" in said
+    assert not (tmp_path / "results" / "tiny" / "end_to_end__Pong__1" / "run.json").exists()
+    second = start(tmp_path, "--jobs", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, complaint = second.communicate(timeout=120)
+    assert second.returncode == 1 and "1 of 2 runs failed" in complaint
+    assert "end_to_end__Pong__1: finished" in said
+    assert re.search(r"wrong__Pong__1: failed: exit status 1; .*--num-minibatches 5 does not divide", said)
+    log = (runs / "end_to_end__Pong__1" / "log.txt").read_text()
+    assert "--resume" in log and len(list(runs.glob("end_to_end__Pong__1/Pong__*"))) == 1
+
+
+def test_intervals():
+    """The mean of few runs, with scipy's bootstrap; the interquartile mean of many; none for one run."""
+    assert centre_and_interval(np.array([3.0])) == (3.0, pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True))
+    centre, low, high = centre_and_interval(np.array([1.0, 3.0]))
+    assert (centre, low, high) == (2.0, 1.0, 3.0)  # resampling two gives means of 1, 2 and 3 only
+    values = np.array([0.0, 1, 2, 3, 4, 5, 6, 100])
+    centre, low, high = centre_and_interval(values)
+    assert centre == 3.5 and low < 3.5 < high < 100  # the middle half: 2, 3, 4, 5
+    rng = np.random.default_rng(0)
+    by_hand = [np.sort(rng.choice(values, 8))[2:6].mean() for _ in range(4000)]
+    np.testing.assert_allclose((low, high), np.percentile(by_hand, (2.5, 97.5)), atol=0.6)
+
+
+def test_the_readmes_tables_are_what_the_report_makes():
+    """Every marked table in a README is made from the committed results."""
+    marked = 0
+    for readme in report.READMES:
+        if not (ROOT / readme).is_file():
+            continue
+        text = (ROOT / readme).read_text()
+        for name in re.findall(r"<!-- report: ([\w.-]+) -->", text):
+            path = ROOT / "benchmark" / "experiments" / f"{name}.toml"
+            finished = read_finished(ROOT / "benchmark" / "results" / name, read_experiment(path)[1])
+            assert finished, f"{readme}: {name}: no results"
+            table = markdown(table_rows(finished))
+            assert table in text and insert(text, name, table) == text
+            assert (ROOT / "benchmark" / "results" / name / "table.md").read_text() == table + "\n"
+            marked += 1
+    assert marked == len(
+        re.findall("<!-- end -->", "".join((ROOT / name).read_text() for name in report.READMES if (ROOT / name).is_file()))
+    )
+    assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
