@@ -69,6 +69,8 @@ class Args:
     """the experiment's file"""
     jobs: int = 0
     """runs at a time (0: one per core, each with one thread)"""
+    threads: int = 0
+    """CPU threads of each run (0: the cores, shared evenly)"""
     list: bool = False
     """only say what there is to do"""
     runs_dir: str = "runs"
@@ -195,7 +197,7 @@ class Runner:
         self.args, self.runs = args, {run.name: run for run in runs}
         self.experiment = Path(args.experiment).stem
         self.jobs = args.jobs or os.cpu_count() or 1
-        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self.threads = args.threads or max(1, (os.cpu_count() or 1) // self.jobs)
         self.done = {run.name: threading.Event() for run in runs}
         self.failed: dict[str, str] = {}
         self.stopping = threading.Event()
@@ -343,8 +345,8 @@ def in_order_of_needs(runs: list[Run]) -> list[Run]:
 def main(args: Args) -> None:
     title, runs = read_experiment(args.experiment)
     runs = in_order_of_needs(runs)
-    if args.jobs < 0:
-        raise InputError("--jobs must not be negative.")
+    if min(args.jobs, args.threads) < 0:
+        raise InputError("--jobs and --threads must not be negative.")
     runner = Runner(args, runs)
     left = [run for run in runs if not runner.finished(run)]
     print(f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each")
