@@ -28,12 +28,14 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     name = "behaviour"                  # {run:explorer} is the folder of that arm's run of the same game and seed, which goes first;
     command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
 
-An arm may have games, seeds, flags and evaluate of its own. One with `steps = [...]` in place of `command` is a chain of other scripts
-(frames, models, probes), which go on by themselves where they were: {env_id}, {game} and {seed} stand for what they say.
+An arm may have games, seeds, flags and evaluate of its own, and `after = ["other arm"]` where it needs what that one makes. One with
+`steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves where they were:
+{env_id}, {game} and {seed} stand for what they say, and a name with a * for all files that fit.
 """
 
 import csv
 import fcntl
+import glob
 import importlib.metadata
 import json
 import os
@@ -90,6 +92,7 @@ class Run:
     trains: bool
     evaluate: str | None
     published: float | None
+    after: tuple[str, ...]  # arms whose runs of the same game and seed go first
 
     @property
     def name(self) -> str:
@@ -99,7 +102,8 @@ class Run:
     def needs(self) -> dict[str, str]:
         """The runs that must be finished first: how the commands call each one, and its name."""
         found = re.findall(r"(\{run:([\w.-]+?)(?::(\d+))?\})", " ".join(self.commands))
-        return {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
+        named = {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
+        return named | {f"after {arm}": f"{arm}__{self.game}__{self.seed}" for arm in self.after}
 
 
 def read_experiment(path: Path) -> tuple[str, list[Run]]:
@@ -119,7 +123,7 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
     runs: list[Run] = []
     for arm in content.get("arms", []):
         settings = common | arm
-        unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published"}
+        unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published", "after"}
         if "name" not in arm or ("command" in arm) == ("steps" in arm):
             raise InputError(f"{path}: an arm needs a name, and either a command or steps.")
         for game in settings["games"]:
@@ -130,7 +134,8 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
                 fill = {"{env_id}": env_id, "{game}": game, "{seed}": str(seed)}
                 commands = [re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command) for command in commands]
                 trains, published = "command" in arm, arm.get("published", {}).get(game)
-                runs.append(Run(arm["name"], game, seed, commands, trains, settings["evaluate"] if trains else None, published))
+                evaluate, after = settings["evaluate"] if trains else None, tuple(arm.get("after", ()))
+                runs.append(Run(arm["name"], game, seed, commands, trains, evaluate, published, after))
     if unknown:
         raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is.")
     names = [run.name for run in runs]
@@ -222,6 +227,8 @@ class Runner:
     def filled(self, command: str, run: Run) -> str:
         """The command with the folders of the runs that it builds on."""
         for written, name in run.needs.items():
+            if written not in command:
+                continue
             folder = newest_run(self.work_dir(name))
             if folder is None:
                 raise InputError(f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not there any more.")
@@ -234,11 +241,17 @@ class Runner:
         The child holds the run's lock as well, so that it is not started a second time if this process is killed and begun again.
         """
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        words = []
+        for word in shlex.split(command):
+            found = sorted(glob.glob(word, root_dir=ROOT)) if "*" in word else [word]
+            if not found:
+                raise RuntimeError(f"{word}: there is no such file")
+            words += found
         with open(log, "a") as output:
             output.write(f"$ python {command}\n")
             output.flush()
             child = subprocess.Popen(
-                [sys.executable, *shlex.split(command)],
+                [sys.executable, *words],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -360,7 +373,10 @@ def main(args: Args) -> None:
     signal.signal(signal.SIGTERM, runner.stop)
     with ThreadPoolExecutor(runner.jobs) as pool:
         for run in runs:
-            pool.submit(runner.work, run)
+            if run in left:
+                pool.submit(runner.work, run)
+            else:
+                runner.done[run.name].set()
     if runner.stopping.is_set():
         sys.exit(130)
     if runner.failed:
