@@ -383,6 +383,7 @@ class FrozenModels(nn.Module):
         return {name: z.to(self.kept_precision).float() for name, z in embeddings.items()}
 
 
+@functools.cache
 def typical_frames(env_id: str) -> torch.Tensor:
     """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: for int8's ranges and for centring."""
     envs = make_envs(env_id, 8)

@@ -471,7 +471,7 @@ def test_centred_embeddings(args):
     plain, centred = (ppo_wsa_atari.FrozenModels(args(kept_precision="float32")) for _ in range(2))
     centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
     frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
-    assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames("ALE/Pong-v5"))
+    assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames.__wrapped__("ALE/Pong-v5"))
     names = ("state_representation", "autoencoder")
     other = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8))
     raw, seen, raw_other, seen_other = (models(x, names) for x in (frames, other) for models in (plain, centred))
