@@ -227,8 +227,8 @@ def check_args(args: Args) -> None:
     on_cuda = processes.on_cuda(args.cuda)
     if args.frozen_precision == "bfloat16" and not on_cuda:
         raise InputError("--frozen-precision bfloat16 is for CUDA devices; on a CPU, int8 is the faster one.")
-    if args.frozen_precision == "int8" and (on_cuda or args.compile):
-        raise InputError("--frozen-precision int8 is for a CPU, without --compile.")
+    if args.frozen_precision == "int8" and on_cuda:
+        raise InputError("--frozen-precision int8 is for a CPU; on CUDA, bfloat16 is the faster one.")
 
 
 @dataclass
@@ -348,7 +348,7 @@ class FrozenModels(nn.Module):
                 self.fast[name] = int8(model, frames)
             elif type(model) in ENCODERS.values():
                 self.fast[name] = folded(model)  # fast: each batch norm is computed with the convolution before it
-            if args.compile:
+            if args.compile and not (args.frozen_precision == "int8" and isinstance(model, INT8)):
                 graphs = {"triton.cudagraphs": True} if args.cuda_graphs else {}
                 compiled = torch.compile(self.fast.get(name, model), options={"freezing": True, **graphs})
                 self.fast[name] = compiled  # fast: fused kernels, with the weights as constants

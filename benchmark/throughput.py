@@ -132,6 +132,8 @@ def cases(args: Args) -> list[Case]:
         found += [replace(four, name="script --frozen-precision int8", frozen_precision="int8")]
     if args.compile:
         found += [replace(case, name="script --compile", compile=True) for case in (e2e, four, light)]
+    if args.compile and args.int8:
+        found += [replace(four, name="script --compile --frozen-precision int8", compile=True, frozen_precision="int8")]
     order = [case.kind for case in (e2e, four, light)]
     found = [case for case in found if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)]
     return sorted(found, key=lambda case: order.index(case.kind))

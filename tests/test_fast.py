@@ -60,6 +60,21 @@ def test_folding_is_the_formula():
     assert copy[0].weight.item() == pytest.approx(2.0) and copy[0].bias.item() == pytest.approx((1 - 4) * 3 / 3 + 0.5)
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 6), (1, 5, 6), (4, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_rows_of_kept_embeddings_are_copied_as_they_are(shape, dtype):
+    """Maps in any layout of memory that a map of this shape can have; the memory is used again."""
+
+    def room(rows: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(rows, *shape).to(dtype).to(memory_format=torch.channels_last if len(shape) == 3 else torch.contiguous_format)
+
+    kept, out = room(20, dtype), room(6, torch.float32)
+    half = out if dtype == torch.float32 else room(6, dtype)
+    for rows in (torch.tensor([3, 19, 0, 3, 7, 8]), torch.arange(6)):
+        found = ppo_wsa_atari.take_rows(kept, rows, half, out)
+        assert found is out and torch.equal(found, kept[rows].float())
+
+
 @pytest.mark.parametrize("name", [name for name in PONG if ENCODERS[name] in INT8])
 def test_int8_embeddings_are_within_the_stated_error(name, frames, pretrained_dir):
     """The README says: within 5% (root mean square, on frames that were not used to set the ranges)."""
@@ -176,7 +191,6 @@ def test_what_the_machine_cannot_serve_is_refused(monkeypatch, tmp_path, pretrai
         (ppo_e2e_atari, {"env_groups": 3}, "cannot be split evenly"),
         (pretrain_encoders, {"mixed_precision": True}, "--mixed-precision is for CUDA"),
         (ppo_wsa_atari, wsa | {"frozen_precision": "bfloat16"}, "bfloat16 is for CUDA"),
-        (ppo_wsa_atari, wsa | {"frozen_precision": "int8", "compile": True}, "int8 is for a CPU, without --compile"),
         (
             ppo_wsa_atari,
             wsa | {"num_envs": 50_000},
