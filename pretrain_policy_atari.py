@@ -321,23 +321,30 @@ class IntrinsicReward(nn.Module):
         return {"predictor": lifelong, "inverse": inverse}
 
 
-def coverage(act: Callable[[np.ndarray], np.ndarray], args: Args, stream: int) -> dict[str, int]:
+def coverage(act: Callable[[np.ndarray], np.ndarray], args: Args, stream: int) -> dict[str, list[int]]:
     """How many different places (and rooms, if the game has some) are reached in `coverage_steps` steps of 8 games side by side.
 
     Args:
         act: uint8 (8, 4, 84, 84) -> actions (8,).
         stream: number that tells apart the games of different measurements.
+
+    Returns:
+        "places", and perhaps "rooms": how many there were after the first step of all 8 games, the second, ...
     """
     where = list(POSITION[game_name(args.env_id)])
     make = functools.partial(make_env, args.env_id, args.repeat_action_probability, args.max_frames_per_game)
     envs = gym.vector.SyncVectorEnv([make] * 8, autoreset_mode=AutoresetMode.SAME_STEP)
     obs, _ = envs.reset(seed=[int(seed) for seed in env_seeds(8, args.seed, 2, stream)])
-    places: set[bytes] = set()
+    seen: dict[str, set[bytes]] = {"places": set()} | ({"rooms": set()} if len(where) == 3 else {})
+    counts: dict[str, list[int]] = {what: [] for what in seen}
     for _ in range(-(-args.coverage_steps // 8)):
         obs, *_ = envs.step(act(obs))
-        places.update(env.unwrapped.ale.getRAM()[where].tobytes() for env in envs.envs)
+        places = [env.unwrapped.ale.getRAM()[where].tobytes() for env in envs.envs]
+        for what, found in seen.items():
+            found.update(places if what == "places" else (place[:1] for place in places))
+            counts[what].append(len(found))
     envs.close()
-    return {"places": len(places)} | ({"rooms": len({place[0] for place in places})} if len(where) == 3 else {})
+    return counts
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:
@@ -448,7 +455,7 @@ def main(args: Args) -> Path:
     if measures_coverage:
         rng = np.random.default_rng(args.seed)
         random_coverage = coverage(lambda obs: rng.integers(num_actions, size=len(obs)), args, stream=0)
-        found = " and ".join(f"{number} {what}" for what, number in random_coverage.items())
+        found = " and ".join(f"{counts[-1]} {what}" for what, counts in random_coverage.items())
         print(f"{SCRIPT}: random play reaches {found} in {args.coverage_steps:,} steps")
 
     # Storage of one rollout
@@ -570,10 +577,10 @@ def main(args: Args) -> Path:
             with torch.random.fork_rng():  # its draws are no part of the training
                 torch.manual_seed(args.seed)
                 reached = coverage(functools.partial(agent.act, greedy=False), args, stream=global_step)
-            for what, number in reached.items():
-                writer.add_scalar(f"coverage/{what}", number, global_step)
-                writer.add_scalar(f"coverage/{what}_random_play", random_coverage[what], global_step)
-            found = ", ".join(f"{number} {what} (random play: {random_coverage[what]})" for what, number in reached.items())
+            for what, counts in reached.items():
+                writer.add_scalar(f"coverage/{what}", counts[-1], global_step)
+                writer.add_scalar(f"coverage/{what}_random_play", random_coverage[what][-1], global_step)
+            found = ", ".join(f"{counts[-1]} {what} (random play: {random_coverage[what][-1]})" for what, counts in reached.items())
             progress.write(f"step {global_step:,}: {found} in {args.coverage_steps:,} steps")
         if last or global_step // args.checkpoint_interval > before // args.checkpoint_interval:
             writer.flush()
