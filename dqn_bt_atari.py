@@ -1,9 +1,9 @@
 """Behavior Transfer: Q-learning on Atari that explores with, and may call upon, a policy that was trained without reward.
 
-    python dqn_bt_atari.py --env-id ALE/MsPacman-v5                                             # from scratch: plain double DQN
-    python dqn_bt_atari.py --pretrained-policy <checkpoint.pt> --fine-tune                          # fine-tuning
-    python dqn_bt_atari.py --pretrained-policy <checkpoint.pt> --flights --extra-action             # behaviour
-    python dqn_bt_atari.py --pretrained-policy <checkpoint.pt> --flights --extra-action --fine-tune # both
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5                                # from scratch: plain double DQN
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt> --fine-tune                 # fine-tuning
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt> --flights --extra-action    # behaviour
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt> --flights --extra-action --fine-tune   # both
     python dqn_bt_atari.py --resume runs/<run_name>/checkpoint.pt
     tensorboard --logdir runs
 
@@ -53,7 +53,7 @@ POLICY_SCRIPTS = ("pretrain_policy_atari", "ppo_e2e_atari")  # whose agents can 
 
 @dataclass
 class Args:
-    env_id: str = "ALE/MsPacman-v5"
+    env_id: str = "ALE/Pong-v5"
     """the game, a Gymnasium id"""
     exp_name: str = SCRIPT
     """the run's folder is <game>__<exp_name>__<seed>__<time>"""
@@ -69,7 +69,8 @@ class Args:
     """a game is cut off after so many emulator frames (not a terminal: its last state keeps its value)"""
 
     pretrained_policy: str | None = None
-    """a checkpoint of pretrain_policy_atari.py (or of ppo_e2e_atari.py) for the same game; the switches below need it"""
+    """a checkpoint of pretrain_policy_atari.py (or of ppo_e2e_atari.py) for the same game; the switches below need it. Its weights go into
+    this run's checkpoint, so that a resumed run does not look at it"""
     flights: bool = False
     """explore with flights of the pre-trained policy"""
     flight_probability: float = 0.01
@@ -288,17 +289,20 @@ class ReplayBuffer:
         )
         return Batch(*(processes.to_device(array, device) for array in arrays))
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that is filled, as tensors."""
-        filled = int(min(self.written.max(), self.per_env))
+    def state_dict(self) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """All that is filled: one tensor per environment, as torch.save would write the unfilled part of a common one, too."""
+        filled = np.minimum(self.written, self.per_env)
         names = ("frames", "actions", "by_policy", "rewards", "terminals", "acted", "older")
-        state = {name: torch.from_numpy(getattr(self, name)[:, :filled]) for name in names}
+        state = {name: [torch.from_numpy(row[:n]) for row, n in zip(getattr(self, name), filled, strict=True)] for name in names}
         return state | {"written": torch.from_numpy(self.written), "age": torch.from_numpy(self.age)}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, tensor in state.items():
-            mine = getattr(self, name)
-            (mine if name in ("written", "age") else mine[:, : tensor.shape[1]])[...] = tensor.numpy()
+    def load_state_dict(self, state: dict[str, torch.Tensor | list[torch.Tensor]]) -> None:
+        for name, values in state.items():
+            if name in ("written", "age"):
+                getattr(self, name)[:] = values.numpy()
+            else:
+                for row, part in zip(getattr(self, name), values, strict=True):
+                    row[: len(part)] = part.numpy()
 
 
 class QNetwork(nn.Module):
@@ -451,7 +455,7 @@ def main(args: Args) -> Path:
             policy.load_state_dict(checkpoint["policy"])
         else:
             policy = load_policy(Path(args.pretrained_policy), args.env_id, device)
-    room = min(args.buffer_size, args.total_timesteps + args.num_envs)
+    room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
     processes.require_memory(room * 84 * 84, torch.device("cpu"), f"{room:,} transitions of the replay buffer", "lower --buffer-size")
     if checkpoint:
         run_dir = Path(args.resume).resolve().parent
@@ -470,7 +474,7 @@ def main(args: Args) -> Path:
         q_network.start_from(policy)
     target_network.load_state_dict(q_network.state_dict())
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
-    buffer = ReplayBuffer(room, args.num_envs, args.n_step, args.gamma)
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, args.n_step, args.gamma)
     # One random stream for each purpose, so that a switch that is turned on leaves the others' draws as they were
     streams = {name: np.random.default_rng([args.seed, number]) for number, name in enumerate(("epsilon", "replay", "flights"))}
     flights = Flights(args.num_envs, args.flight_probability, args.flight_exponent, args.flight_cap, streams["flights"])
@@ -486,10 +490,14 @@ def main(args: Args) -> Path:
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         last_games.extend(checkpoint["last_games"])
         if (run_dir / "buffer.pt").is_file():
-            stored = storage.load(run_dir / "buffer.pt", "replay buffer")
-            buffer = ReplayBuffer(max(room, stored["size"]), args.num_envs, args.n_step, args.gamma)
-            buffer.load_state_dict(stored["buffer"])
-            buffer.cut_off(np.arange(args.num_envs), stored["next_frames"].numpy())  # new games begin: see below
+            stored = storage.load(run_dir / "buffer.pt", "replay buffer", mmap=True)
+            if (stored["env_id"], stored["num_envs"], stored["size"]) != (args.env_id, args.num_envs, args.buffer_size):
+                raise InputError(
+                    f"{run_dir / 'buffer.pt'}: this is the replay buffer of another run; remove it to begin with an empty one."
+                )
+            if stored["global_step"] >= global_step:  # an older one is of a time before this checkpoint: its run went on without saving it
+                buffer.load_state_dict(stored["buffer"])
+                buffer.cut_off(np.arange(args.num_envs), stored["next_frames"].numpy())  # new games begin: see below
     learning_from = max(args.learning_starts, global_step + args.learning_starts - len(buffer))  # the first update comes after this step
 
     writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
@@ -535,7 +543,7 @@ def main(args: Args) -> Path:
         f"room for {room:,} transitions ({room * 84 * 84 / 1e9:.1f} GB); {run_dir}"
     )
     if checkpoint and learning_from > global_step:
-        print(f"{SCRIPT}: without a saved buffer, learning goes on once there are {args.learning_starts:,} new transitions")
+        print(f"{SCRIPT}: the replay buffer holds {len(buffer):,} transitions; learning goes on from step {learning_from:,}")
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
@@ -604,6 +612,7 @@ def main(args: Args) -> Path:
         if global_step // 1000 > before // 1000:
             sps = (global_step - start_step) / (time.time() - start_time)
             writer.add_scalar("charts/SPS", sps, global_step)
+            writer.add_scalar("charts/learning_rate", args.learning_rate, global_step)
             writer.add_scalar("charts/epsilon", epsilon, global_step)
             for name, value in logged.items():
                 writer.add_scalar(f"losses/{name}", value.item(), global_step)
@@ -636,8 +645,9 @@ def main(args: Args) -> Path:
         if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             if args.save_buffer and save_now:
-                contents = {"size": buffer.per_env * args.num_envs, "next_frames": torch.from_numpy(obs[:, -1].copy())}
-                storage.save({"kind": "replay buffer", "buffer": buffer.state_dict()} | contents, run_dir / "buffer.pt")
+                about = {"env_id": args.env_id, "num_envs": args.num_envs, "size": args.buffer_size, "global_step": global_step}
+                contents = {"buffer": buffer.state_dict(), "next_frames": torch.from_numpy(obs[:, -1].copy())}
+                storage.save({"kind": "replay buffer"} | about | contents, run_dir / "buffer.pt")
             save(run_dir / "checkpoint.pt")
         if improved or (save_now and best_return == -float("inf")):
             save(run_dir / "best.pt")

@@ -15,7 +15,7 @@ import tyro
 import storage
 from storage import InputError
 
-ONLY_FOR_TRAINING = ("optimizer", "rng_state", "last_games")
+ONLY_FOR_TRAINING = ("optimizer", "intrinsic", "intrinsic_optimizer", "target", "streams", "rng_state", "last_games")
 
 
 @dataclass

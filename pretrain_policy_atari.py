@@ -3,7 +3,7 @@
     python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                          # Never Give Up's reward, 10,000,000 steps
     python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd  # the lifelong part alone
     python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
-    python dqn_bt_atari.py --pretrained-policy runs/<run_name>/checkpoint.pt          # the second stage
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy runs/<run_name>/checkpoint.pt --flights --extra-action  # then
     tensorboard --logdir runs
 
 Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020 (arXiv 2002.06038),
@@ -57,7 +57,7 @@ POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacm
 
 @dataclass
 class Args:
-    env_id: str = "ALE/MsPacman-v5"
+    env_id: str = "ALE/Pong-v5"
     """the game, a Gymnasium id"""
     exp_name: str = SCRIPT
     """the run's folder is <game>__<exp_name>__<seed>__<time>"""
@@ -452,6 +452,8 @@ def main(args: Args) -> Path:
 
     print(f"{SCRIPT}: {args.env_id}, {args.intrinsic}, {device.type}, {torch.get_num_threads()} CPU threads; {run_dir}")
     measures_coverage = args.coverage_interval > 0 and game_name(args.env_id) in POSITION
+    if args.coverage_interval > 0 and not measures_coverage:
+        print(f"{SCRIPT}: where the player is in this game is not known, so that coverage is not measured (known: {', '.join(POSITION)})")
     if measures_coverage:
         rng = np.random.default_rng(args.seed)
         random_coverage = coverage(lambda obs: rng.integers(num_actions, size=len(obs)), args, stream=0)

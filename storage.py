@@ -36,8 +36,8 @@ def save(payload: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a file that `save` wrote; no code in it is run.
+def load(path: Path, kind: str, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Read a file that `save` wrote; no code in it is run. With `mmap` a large one is read as it is used, not at once.
 
     Raises:
         InputError: the file is not there, is damaged, or is not of the `kind` that was asked for.
@@ -46,7 +46,7 @@ def load(path: Path, kind: str, device: torch.device | str = "cpu") -> dict[str,
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
+        payload = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file can fail in any way
         raise InputError(f"{path}: this file is damaged or is not one that this project wrote.") from error
     found = payload.get("kind") if isinstance(payload, dict) else None

@@ -4,7 +4,7 @@
     python -m benchmark.report                                          # all of them, and their tables in README.md and benchmark/README.md
 
 For each game: learning curves against steps and against training time (mean and range over seeds of the mean raw score of the last 100
-games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its greedy evaluation games where
+games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its evaluation games where
 the experiment asks for them. The interval over runs is a bootstrap at 95% (scipy.stats.bootstrap, percentiles) of their mean, or of their
 interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few seeds it says little, so each seed's
 score is shown.
@@ -30,7 +30,7 @@ import scipy.stats
 import tyro
 
 from benchmark.learning_curves import running_mean
-from benchmark.run import ROOT, Run, read_experiment
+from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from storage import InputError
 
 READMES = ("README.md", "benchmark/README.md")
@@ -53,7 +53,7 @@ class Finished:
     steps: np.ndarray  # of each training game
     seconds: np.ndarray
     scores: np.ndarray
-    evaluation: float | None  # mean raw score of the greedy games
+    evaluation: float | None  # mean raw score of the evaluation games
 
     @property
     def final(self) -> float:
@@ -66,7 +66,7 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
     found = []
     for run in runs:
         path = folder / run.name
-        if not (path / "run.json").is_file() or not (path / "curve.csv").is_file():
+        if not is_finished(path, run) or not (path / "curve.csv").is_file():
             continue
         with open(path / "curve.csv", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -99,7 +99,10 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
         for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
             mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
             row = {"game": game, "arm": arm, "steps": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
-            for name, values in (("last 100 training games", [one.final for one in mine]), ("greedy", [one.evaluation for one in mine])):
+            for name, values in (
+                ("last 100 training games", [one.final for one in mine]),
+                ("evaluation", [one.evaluation for one in mine]),
+            ):
                 if any(value is None for value in values):
                     row[name], row[f"{name}: 95%"], row[f"{name}: each seed"] = "", "", ""
                     continue
@@ -173,8 +176,10 @@ def main(args: Args) -> None:
         print(f"{title}: {len(finished)} of {len(with_curve)} runs\n{table}\n")
         for readme in READMES:
             target = ROOT / readme
-            if target.is_file():
-                target.write_text(insert(target.read_text(), path.stem, table))
+            before = target.read_text() if target.is_file() else ""
+            after = insert(before, path.stem, table)
+            if after != before:
+                write_atomically(target, after)
 
 
 if __name__ == "__main__":

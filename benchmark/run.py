@@ -9,7 +9,7 @@ runs that were started by a killed runner and live on are waited for. What a run
 
 - `curve.csv`: step, seconds of training, and raw score of each finished training game;
 - `evaluation.json`: evaluate.py's results of its best.pt, if the file asks for an evaluation;
-- `run.json`: the exact commands, versions, machine and times. It is written last: a run that has it is finished.
+- `run.json`: the exact commands, versions, machine, and how often it was resumed. It is written last: a run that has it is finished.
 
 An experiment's file (TOML) has a title, and arms; a run is an arm in a game with a seed:
 
@@ -30,7 +30,8 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
 
 An arm may have games, seeds, flags and evaluate of its own, and `after = ["other arm"]` where it needs what that one makes. One with
 `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves where they were:
-{env_id}, {game} and {seed} stand for what they say, and a name with a * for all files that fit.
+{env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for all files that
+fit.
 """
 
 import csv
@@ -42,6 +43,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +55,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -70,7 +73,7 @@ class Args:
     experiment: Annotated[Path, tyro.conf.Positional]
     """the experiment's file"""
     jobs: int = 0
-    """runs at a time (0: one per core, each with one thread)"""
+    """runs at a time (0: one per core, each with one thread; at most 4 where there is a GPU)"""
     threads: int = 0
     """CPU threads of each run (0: the cores, shared evenly)"""
     list: bool = False
@@ -124,6 +127,8 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
     for arm in content.get("arms", []):
         settings = common | arm
         unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published", "after"}
+        if not isinstance(arm.get("after", []), list):
+            raise InputError(f"{path}: after must be a list of names of arms.")
         if "name" not in arm or ("command" in arm) == ("steps" in arm):
             raise InputError(f"{path}: an arm needs a name, and either a command or steps.")
         for game in settings["games"]:
@@ -142,9 +147,9 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
     if not runs or len(set(names)) < len(names):
         raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
     for run in runs:
-        script = shlex.split(run.commands[0])[0]
-        if not (ROOT / script).is_file():
-            raise InputError(f"{path}: {run.arm}: there is no script {script}.")
+        for script in (shlex.split(command)[0] for command in run.commands):
+            if not (ROOT / script).is_file():
+                raise InputError(f"{path}: {run.arm}: there is no script {script}.")
         missing = set(run.needs.values()) - set(names)
         if missing:
             raise InputError(f"{path}: {run.name} needs {', '.join(sorted(missing))}, which is not among the runs.")
@@ -181,11 +186,20 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    import torch
-
     found = {"cpu": name, "cores": os.cpu_count(), "python": platform.python_version()}
     found |= {package: importlib.metadata.version(package) for package in PACKAGES}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def is_finished(folder: Path, run: Run) -> bool:
+    """Whether a run's results are complete; raises InputError if they were made by other commands than the experiment has now."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return False
+    about = json.loads(path.read_text())
+    if (about["commands"], about["evaluate"]) != (run.commands, run.evaluate):
+        raise InputError(f"{path}: this run was made by other commands than the experiment has now; remove its folder to run it again.")
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -195,14 +209,37 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def revision() -> str | None:
+    """The commit that the scripts are of, with a + if files were changed since; None where there is no git."""
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def locked(descriptor: int) -> bool:
+    """Try to get a run's lock; False if someone else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Stopped(Exception):
+    """The runner was asked to stop before this was begun."""
+
+
 class Runner:
     """Runs what is left of an experiment; `main` gives it one thread per job."""
 
     def __init__(self, args: Args, runs: list[Run]):
         self.args, self.runs = args, {run.name: run for run in runs}
         self.experiment = Path(args.experiment).stem
-        self.jobs = args.jobs or os.cpu_count() or 1
-        self.threads = args.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.jobs = args.jobs or (min(cores, 4) if torch.cuda.is_available() else cores)
+        self.threads = args.threads or max(1, cores // self.jobs)
         self.done = {run.name: threading.Event() for run in runs}
         self.failed: dict[str, str] = {}
         self.stopping = threading.Event()
@@ -215,14 +252,7 @@ class Runner:
         return Path(self.args.results_dir) / self.experiment / name
 
     def finished(self, run: Run) -> bool:
-        """Whether its run.json is there; raises InputError if it was made by other commands."""
-        path = self.result_dir(run.name) / "run.json"
-        if not path.is_file():
-            return False
-        commands = json.loads(path.read_text())["commands"]
-        if commands != run.commands:
-            raise InputError(f"{path}: this run was made by other commands than the experiment has now; remove its folder to run it again.")
-        return True
+        return is_finished(self.result_dir(run.name), run)
 
     def filled(self, command: str, run: Run) -> str:
         """The command with the folders of the runs that it builds on."""
@@ -241,7 +271,9 @@ class Runner:
         The child holds the run's lock as well, so that it is not started a second time if this process is killed and begun again.
         """
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        words = []
+        if self.stopping.is_set():
+            raise Stopped
+        words: list[str] = []
         for word in shlex.split(command):
             found = sorted(glob.glob(word, root_dir=ROOT)) if "*" in word else [word]
             if not found:
@@ -269,15 +301,21 @@ class Runner:
         """Train to the end, from the checkpoint if there is one; returns the run's folder."""
         folder = self.work_dir(run.name)
         command = self.filled(run.commands[0], run)
-        run_dir = newest_run(folder)
-        if run_dir:
-            steps = re.search(r"--total-timesteps[ =](\d+)", command)
+        steps = re.findall(r"--total-timesteps[ =](\d+)", command)  # the last one counts
+
+        def done(run_dir: Path) -> bool:
             saved = storage.load(run_dir / "checkpoint.pt", "checkpoint")
-            if saved["global_step"] < (int(steps[1]) if steps else saved["args"]["total_timesteps"]):
-                self.execute(f"{shlex.split(command)[0]} --resume {shlex.quote(str(run_dir / 'checkpoint.pt'))}", log, lock)
-            return run_dir
-        self.execute(f"{command} --exp-name {run.arm} --runs-dir {shlex.quote(str(folder.resolve()))}", log, lock)
-        return newest_run(folder)
+            return saved["global_step"] >= (int(steps[-1]) if steps else saved["args"]["total_timesteps"])
+
+        run_dir = newest_run(folder)
+        if run_dir is None:
+            self.execute(f"{command} --exp-name {run.arm} --runs-dir {shlex.quote(str(folder.resolve()))}", log, lock)
+        elif not done(run_dir):  # with all flags: the script refuses a checkpoint that was made with others
+            self.execute(f"{command} --resume {shlex.quote(str(run_dir / 'checkpoint.pt'))}", log, lock)
+        run_dir = newest_run(folder)
+        if run_dir is None or not done(run_dir):
+            raise RuntimeError(f"the script was stopped before its last step; {log} has what it said")
+        return run_dir
 
     def one(self, run: Run) -> None:
         """Do what is left of one run."""
@@ -291,17 +329,19 @@ class Runner:
         work.mkdir(parents=True, exist_ok=True)
         result.mkdir(parents=True, exist_ok=True)
         with open(work / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for what a killed runner has left running
+            while not locked(lock.fileno()):  # something that a killed runner has left running
+                if self.stopping.wait(1):
+                    return
             if self.finished(run):
                 return
             begin, log = time.time(), work / "log.txt"
             if not run.trains:
+                shutil.rmtree(result / "output", ignore_errors=True)  # of an attempt that was cut short
                 for command in run.commands:
+                    command = command.replace("{output}", shlex.quote(str((result / "output").resolve())))
                     self.execute(self.filled(command, run), log, lock.fileno())
             else:
                 run_dir = self.train(run, lock.fileno(), log)
-                if self.stopping.is_set():
-                    return
                 if run.evaluate is not None:
                     checkpoint = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "checkpoint.pt"
                     output = work / f"evaluation_{int(begin)}"
@@ -315,16 +355,20 @@ class Runner:
                     writer = csv.writer(file, lineterminator="\n")
                     writer.writerow(["step", "seconds", "raw_score"])
                     writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
-            about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "jobs": self.jobs}
-            write_atomically(result / "run.json", json.dumps(about | {"finished": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
+            about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
+            about |= {"threads": self.threads, "resumed": log.read_text().count(" --resume ") if log.is_file() else 0}
+            about |= {"revision": revision(), "finished": time.strftime("%Y-%m-%d")}
+            write_atomically(result / "run.json", json.dumps(about, indent=1) + "\n")
 
     def work(self, run: Run) -> None:
         """One run, in a thread of its own; what goes wrong is kept for the end."""
         begin = time.time()
         try:
             self.one(run)
-        except (InputError, RuntimeError, OSError) as error:
-            self.failed[run.name] = str(error)
+        except Stopped:
+            pass
+        except Exception as error:  # whatever it is, the other runs go on
+            self.failed[run.name] = f"{type(error).__name__}: {error}" if not isinstance(error, (InputError, RuntimeError)) else str(error)
         if not self.stopping.is_set():
             state = f"failed: {self.failed[run.name]}" if run.name in self.failed else "finished"
             print(f"{time.strftime('%H:%M')} {run.name}: {state} after {(time.time() - begin) / 60:.1f} minutes", flush=True)

@@ -140,6 +140,7 @@ def test_killed_and_begun_again(tmp_path):
     third = start(tmp_path, "--list", stdout=subprocess.PIPE)
     said, _ = third.communicate(timeout=60)
     assert "2 runs, 2 finished" in said and said.count("finished  step      2,048") == 2
+    assert json.loads(finished.read_text())["resumed"] == 0
     report.main(report.Args((tmp_path / "tiny.toml",), str(tmp_path / "results")))
     table = (results / "table.md").read_text()
     row = next(line for line in table.splitlines() if "end_to_end" in line)
@@ -167,6 +168,12 @@ def test_ctrl_c_and_a_failing_run(tmp_path):
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130 and "stopping" in said
     assert not (tmp_path / "results" / "tiny" / "end_to_end__Pong__1" / "run.json").exists()
+    changed = text.replace("--update-epochs 1", "--update-epochs 2")  # a checkpoint of other flags is not trained on as if it were of these
+    (tmp_path / "tiny.toml").write_text(changed)
+    other = start(tmp_path, "--jobs", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, _ = other.communicate(timeout=120)
+    assert other.returncode == 1 and "--update-epochs was 1, now 2" in said
+    (tmp_path / "tiny.toml").write_text(text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n')
     second = start(tmp_path, "--jobs", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, complaint = second.communicate(timeout=120)
     assert second.returncode == 1 and "1 of 2 runs failed" in complaint

@@ -197,6 +197,8 @@ def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
     assert second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192  # counted on, not anew
     assert torch.equal(first["intrinsic"]["target.0.weight"], second["intrinsic"]["target.0.weight"])
     assert not torch.equal(first["intrinsic"]["predictor.0.weight"], second["intrinsic"]["predictor.0.weight"])
+    for name in ("distances.count", "returns.count"):
+        assert second["intrinsic"][name] > first["intrinsic"][name] > 0
     for flags, says in (
         ({"resume": str(run / "checkpoint.pt"), "intrinsic": "rnd", "total_timesteps": 500}, "--intrinsic was 'ngu', now 'rnd'"),
         ({"resume": str(run / "checkpoint.pt"), "total_timesteps": 192}, "raise --total-timesteps"),

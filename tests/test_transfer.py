@@ -164,6 +164,15 @@ def test_flights_end_with_the_game_and_last_as_long_as_drawn():
     assert [flights.step().tolist() for _ in range(2)] == [[False, False, False]] * 2
 
 
+def test_main_ends_flights_with_the_games(tmp_path, policy, monkeypatch):
+    """Games of 40 steps: what main tells the flights at each step is which games are over, and not which lives are lost."""
+    told = []
+    monkeypatch.setattr(Flights, "end", lambda self, envs: told.append(envs.copy()))
+    flags = {"max_frames_per_game": 160, "total_timesteps": 400, "flights": True}
+    main(make_args(tmp_path, **flags, pretrained_policy=policy))
+    assert [t for t, envs in enumerate(told) if envs.any()] == [39, 79] and told[39].all()
+
+
 def test_flights_leave_other_draws_alone(tmp_path, policy, monkeypatch):
     """Until the first flight, a run with flights is the run without; what is drawn for epsilon and replay is the same throughout."""
     sent = []
@@ -375,14 +384,44 @@ def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
     second = storage.load(run / "checkpoint.pt", "checkpoint")
     assert second["global_step"] == 360 and all(torch.equal(first["policy"][name], second["policy"][name]) for name in first["policy"])
     assert len(updates) == (30 if save_buffer else 10)  # one for 4 steps: at once, or after 80 new transitions
-    said = "without a saved buffer" in capsys.readouterr().out
+    said = "the replay buffer holds 0 transitions; learning goes on from step 320" in capsys.readouterr().out
     assert said == (not save_buffer) and (run / "buffer.pt").exists() == save_buffer
     buffer = buffers[-1]
     if save_buffer:
         stored = storage.load(run / "buffer.pt", "replay buffer")
-        assert len(buffer) == 240 + 4 + 120 and stored["buffer"]["frames"].shape[1] == 91
+        assert len(buffer) == 240 + 4 + 120 and [len(frames) for frames in stored["buffer"]["frames"]] == [91] * 4
         assert (~buffer.acted[:, :91]).nonzero()[1].tolist() == [60] * 4  # where the games were cut by the stop
-        np.testing.assert_array_equal(stored["buffer"]["frames"].numpy(), buffer.frames[:, :91])
+        np.testing.assert_array_equal(torch.stack(stored["buffer"]["frames"]).numpy(), buffer.frames[:, :91])
+        more = flags | {"total_timesteps": 400, "resume": str(run / "checkpoint.pt")}
+        for change, says in (({"env_id": "ALE/Pong-v5"}, "of another run"), (None, "damaged")):
+            if change:
+                storage.save(stored | change, run / "buffer.pt")
+            else:
+                (run / "buffer.pt").write_bytes(b"no")
+            with pytest.raises(InputError, match=says):
+                main(make_args(tmp_path, **more))
+        storage.save(stored | {"global_step": 80}, run / "buffer.pt")  # of a time before the checkpoint: not what comes before it
+        main(make_args(tmp_path, **more))
+        assert "the replay buffer holds 0 transitions" in capsys.readouterr().out
+
+
+def test_a_full_buffer_is_stored_and_read_back(tmp_path):
+    """A ring that has begun anew gives the same transitions after it was stored; one that is hardly filled makes a small file."""
+    rng = np.random.default_rng(0)
+    full = ReplayBuffer(60, 2, 3, 0.99)
+    for _ in range(47):
+        frames, no = rng.integers(0, 256, (2, 84, 84), dtype=np.uint8), np.zeros(2, dtype=bool)
+        full.add(frames, rng.integers(4, size=2), no, rng.normal(size=2), rng.random(2) < 0.1, no)
+    storage.save({"kind": "replay buffer", "buffer": full.state_dict()}, tmp_path / "full.pt")
+    again = ReplayBuffer(60, 2, 3, 0.99)
+    again.load_state_dict(storage.load(tmp_path / "full.pt", "replay buffer", mmap=True)["buffer"])
+    drawn = full.draw(50, np.random.default_rng(1))
+    assert all(np.array_equal(a, b) for a, b in zip(drawn, again.draw(50, np.random.default_rng(1)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(full.transitions(*drawn, CPU), again.transitions(*drawn, CPU), strict=True))
+    large = ReplayBuffer(100_000, 2, 3, 0.99)
+    large.add(frames, np.zeros(2), no, np.zeros(2), no, no)
+    storage.save({"kind": "replay buffer", "buffer": large.state_dict()}, tmp_path / "large.pt")
+    assert (tmp_path / "large.pt").stat().st_size < 40_000
 
 
 def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
