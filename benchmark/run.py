@@ -28,7 +28,8 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     name = "behaviour"                  # {run:explorer} is the folder of that arm's run of the same game and seed, which goes first;
     command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
 
-An arm may have games, seeds, flags and evaluate of its own, and `after = ["other arm"]` where it needs what that one makes. One with
+An arm may have games, seeds, flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it needs what that
+arm makes. One with
 `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves where they were:
 {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for all files that
 fit.
@@ -106,7 +107,8 @@ class Run:
         """The runs that must be finished first: how the commands call each one, and its name."""
         found = re.findall(r"(\{run:([\w.-]+?)(?::(\d+))?\})", " ".join(self.commands))
         named = {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
-        return named | {f"after {arm}": f"{arm}__{self.game}__{self.seed}" for arm in self.after}
+        others = (other.partition(":") for other in self.after)
+        return named | {f"after {arm}": f"{arm}__{self.game}__{seed or self.seed}" for arm, _, seed in others}
 
 
 def read_experiment(path: Path) -> tuple[str, list[Run]]:
