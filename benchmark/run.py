@@ -29,10 +29,9 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
 
 An arm may have games, seeds, flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it needs what that
-arm makes. One with
-`steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves where they were:
-{env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for all files that
-fit.
+arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves
+where they were: {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for
+all files that fit.
 """
 
 import csv
