@@ -160,14 +160,14 @@ def nature_cnn(in_channels: int = 4, out_features: int = 512) -> nn.Sequential:
     """The Nature CNN (Mnih et al. 2015, methods, "Model architecture"): pixels in [0, 1] (B, in_channels, 84, 84) -> (B, out_features)."""
     return nn.Sequential(
         layer_init(nn.Conv2d(in_channels, 32, 8, stride=4)),  # -> (B, 32, 20, 20)
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         layer_init(nn.Conv2d(32, 64, 4, stride=2)),  # -> (B, 64, 9, 9)
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         layer_init(nn.Conv2d(64, 64, 3, stride=1)),  # -> (B, 64, 7, 7)
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Flatten(),
         layer_init(nn.Linear(64 * 7 * 7, out_features)),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -388,8 +388,9 @@ def main(args: Args) -> Path | None:
         print(f"{SCRIPT}: {args.env_id}, {sum(p.numel() for p in agent.parameters()):,} trained parameters, run folder {run_dir}")
         print(f"{SCRIPT}: {processes.describe_speed(args, device, world_size)}")
 
-    # Storage of one rollout; observations stay bytes (fast: a quarter of the memory traffic) until the network reads them
-    obs = torch.zeros((args.num_steps, num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
+    # Storage of one rollout; observations stay bytes (fast: a quarter of the memory traffic) until the network reads them, and lie as its
+    # convolutions want them, channels last in memory (fast: put in order once, not in each epoch); (num_steps, num_envs, 4, 84, 84)
+    obs = torch.zeros((args.num_steps, num_envs, 84, 84, 4), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
     actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, num_envs), device=device)
     values = torch.zeros((args.num_steps, num_envs), device=device)

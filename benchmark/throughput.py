@@ -220,6 +220,8 @@ class Loop:
     def look(self, obs: np.ndarray) -> dict[str, torch.Tensor]:
         """Observations of one group as the rollout keeps them: {"obs": ...} or {model: embedding}."""
         x = processes.to_device(obs, self.device)
+        if self.frozen is None and self.case.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         seen = {"obs": x if self.case.uint8_storage else x.float()}
         if self.frozen is not None:
             embeddings = self.timed("frozen models", self.frozen, x, self.agent.names)
