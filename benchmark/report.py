@@ -9,8 +9,8 @@ the experiment asks for them. The interval over runs is a bootstrap at 95% (scip
 interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few seeds it says little, so each seed's
 score is shown.
 
-What it writes, in `benchmark/results/<experiment>/`: `table.md`, `table.csv`, `curves_<Game>.png`. In a README everything between
-`<!-- report: <experiment> -->` and `<!-- end -->` is replaced by the experiment's table.
+What it writes, in `benchmark/results/<experiment>/`: `table.md`, `table.csv`, `curves_<Game>.png`. Without arguments also the tables in the
+READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for benchmark/throughput.json.
 """
 
 import csv
@@ -147,6 +147,36 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def throughput_table() -> str:
+    """What benchmark/throughput.py has measured last and stored, as a table."""
+    rows = json.loads((ROOT / "benchmark" / "throughput.json").read_text())["rows"]
+    phases = ("emulation", "frozen_models", "policy", "update")
+    lines = [f"| case | steps/s | times plain | of script | {' | '.join(phases).replace('_', ' ')} |", f"|{'---|' * 8}"]
+    for row in rows:
+        ratios = [f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")]
+        shares = [f"{row[f'share_{phase}']:.0%}" for phase in phases]
+        lines.append(f"| {row['kind']}: {row['case']} | {row['steps_per_second']:.3g} | {' | '.join([*ratios, *shares])} |")
+    return "\n".join(lines)
+
+
+def marked_table(name: str) -> str:
+    """The table that belongs where a README says `<!-- report: name -->`."""
+    if name == "throughput":
+        return throughput_table()
+    finished = read_finished(ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1])
+    return markdown(table_rows(finished)) if finished else "Not run yet."
+
+
+def write_readmes() -> None:
+    """Put each marked table in; a README in which nothing changes is left alone."""
+    for readme in (ROOT / name for name in READMES):
+        before = after = readme.read_text()
+        for name in re.findall(r"<!-- report: ([\w.-]+) -->", before):
+            after = insert(after, name, marked_table(name))
+        if after != before:
+            write_atomically(readme, after)
+
+
 def insert(text: str, experiment: str, table: str) -> str:
     """A README with this experiment's table put in where it is marked."""
     pattern = rf"(<!-- report: {re.escape(experiment)} -->\n).*?(<!-- end -->)"
@@ -174,12 +204,8 @@ def main(args: Args) -> None:
             plot([one for one in finished if one.run.game == game], f"{title}: {game}", folder / f"curves_{game}.png")
         with_curve = [run for run in runs if run.trains]
         print(f"{title}: {len(finished)} of {len(with_curve)} runs\n{table}\n")
-        for readme in READMES:
-            target = ROOT / readme
-            before = target.read_text() if target.is_file() else ""
-            after = insert(before, path.stem, table)
-            if after != before:
-                write_atomically(target, after)
+    if not args.experiments:
+        write_readmes()
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ class Case:
     frozen_precision: str = "float32"
     env_groups: int = 1
     compile: bool = False
+    cuda_graphs: bool = False
+    tf32: bool = False
 
 
 def cases(args: Args) -> list[Case]:
@@ -134,6 +136,14 @@ def cases(args: Args) -> list[Case]:
         found += [replace(case, name="script --compile", compile=True) for case in (e2e, four, light)]
     if args.compile and args.int8:
         found += [replace(four, name="script --compile --frozen-precision int8", compile=True, frozen_precision="int8")]
+    if processes.on_cuda(args.cuda):
+        found += [replace(case, name="script --tf32", tf32=True) for case in (e2e, four)]
+        found += [replace(four, name="script --frozen-precision bfloat16", frozen_precision="bfloat16")]
+    if processes.on_cuda(args.cuda) and args.compile:
+        quick = {"tf32": True, "compile": True, "cuda_graphs": True, "env_groups": 2}
+        found += [replace(e2e, name="script --tf32 --compile --cuda-graphs --env-groups 2", **quick)]
+        name = "script --tf32 --compile --cuda-graphs --env-groups 2 --frozen-precision bfloat16"
+        found += [replace(case, name=name, frozen_precision="bfloat16", **quick) for case in (four, light)]
     order = [case.kind for case in (e2e, four, light)]
     found = [case for case in found if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)]
     return sorted(found, key=lambda case: order.index(case.kind))
@@ -182,6 +192,7 @@ class Loop:
                 frozen_precision=case.frozen_precision,
                 kept_precision=case.kept_precision,
                 compile=case.compile,
+                cuda_graphs=case.cuda_graphs,
             )
             self.frozen = ppo_wsa_atari.FrozenModels(flags)
             if case.folded_batch_norm:
@@ -199,7 +210,8 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True if case.fused_adam else None)
         self.act, self.loss = self.agent.get_action_and_value, loss
         if case.compile:
-            self.act, self.loss = torch.compile(self.act), torch.compile(self.loss)
+            mode = "reduce-overhead" if case.cuda_graphs else "default"
+            self.act, self.loss = torch.compile(self.act, mode=mode), torch.compile(self.loss, mode=mode)
         self.room: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # for minibatches
         self.seconds: dict[str, float] = {}
         self.seen = []
@@ -238,6 +250,8 @@ class Loop:
 
     def iteration(self) -> None:
         """One rollout and four epochs over it."""
+        torch.set_float32_matmul_precision("high" if self.case.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.case.tf32
         kept, chosen, rewards, dones = [], [], [], []
         for _ in range(self.args.num_steps):
             for group, envs in enumerate(self.groups):
@@ -324,7 +338,7 @@ def main(args: Args) -> None:
         )
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     steps = args.num_envs * args.num_steps
     loops, rows = [], []
     for case in cases(args):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmark import report
-from benchmark.report import centre_and_interval, insert, markdown, read_finished, table_rows
+from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
 from storage import InputError
 
@@ -197,21 +197,19 @@ def test_intervals():
 
 
 def test_the_readmes_tables_are_what_the_report_makes():
-    """Every marked table in a README is made from the committed results."""
-    marked = 0
+    """Every marked table in a README is made from the committed results, and nothing else is changed."""
+    marked = []
     for readme in report.READMES:
-        if not (ROOT / readme).is_file():
-            continue
-        text = (ROOT / readme).read_text()
-        for name in re.findall(r"<!-- report: ([\w.-]+) -->", text):
-            path = ROOT / "benchmark" / "experiments" / f"{name}.toml"
-            finished = read_finished(ROOT / "benchmark" / "results" / name, read_experiment(path)[1])
-            assert finished, f"{readme}: {name}: no results"
-            table = markdown(table_rows(finished))
-            assert table in text and insert(text, name, table) == text
-            assert (ROOT / "benchmark" / "results" / name / "table.md").read_text() == table + "\n"
-            marked += 1
-    assert marked == len(
-        re.findall("<!-- end -->", "".join((ROOT / name).read_text() for name in report.READMES if (ROOT / name).is_file()))
-    )
+        text = after = (ROOT / readme).read_text()
+        names = re.findall(r"<!-- report: ([\w.-]+) -->", text)
+        assert text.count("<!-- end -->") == len(names)
+        for name in names:
+            table = marked_table(name)
+            assert f"<!-- report: {name} -->\n{table}\n<!-- end -->" in text
+            after = insert(after, name, table)
+            if name != "throughput" and (ROOT / "benchmark" / "results" / name).is_dir():
+                assert (ROOT / "benchmark" / "results" / name / "table.md").read_text() == table + "\n"
+        assert after == text
+        marked += names
+    assert "throughput" in marked
     assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
