@@ -201,7 +201,7 @@ def main(args: Args) -> None:
         table = markdown(rows)
         (folder / "table.md").write_text(table + "\n")
         for game in dict.fromkeys(one.run.game for one in finished):
-            plot([one for one in finished if one.run.game == game], f"{title}: {game}", folder / f"curves_{game}.png")
+            plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
         with_curve = [run for run in runs if run.trains]
         print(f"{title}: {len(finished)} of {len(with_curve)} runs\n{table}\n")
     if not args.experiments:
