@@ -121,7 +121,7 @@ def cases(args: Args) -> list[Case]:
         ),
         four,
         replace(four, name="script, without kept embeddings", kept_embeddings=False),
-        replace(four, name="script, without channels_last", channels_last=False),
+        replace(four, name="script, without channels_last and room for minibatches", channels_last=False, minibatch_room=False),
         replace(four, name="script, without folded batch norm", folded_batch_norm=False),
         replace(four, name="script, without composed convolutions", composed_convolutions=False),
         replace(four, name="script, without fused Adam", fused_adam=False),
