@@ -157,6 +157,7 @@ def test_killed_and_begun_again(tmp_path):
         Runner(Args(tmp_path / "tiny.toml", results_dir=str(tmp_path / "results")), parsed).finished(parsed[0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_failing_run(tmp_path):
     """Ctrl-C: the run saves and is resumed by the same command. A run that fails is named, with the last line it wrote."""
     text = TINY.replace("--total-timesteps 256", "--total-timesteps 2560").replace("seeds = [1, 2]", "seeds = [1]")
