@@ -417,23 +417,14 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Raises:
         InputError: no such file, damaged, or of another script.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = storage.load_checkpoint(path, SCRIPT)
     args, num_actions = Args(**checkpoint["args"]), checkpoint["num_actions"]
     q_network = QNetwork(num_actions, args.extra_action)
     q_network.load_state_dict(checkpoint["agent"])
     policy = None
     if args.extra_action:
-        policy = ppo_e2e_atari.Agent(num_actions).requires_grad_(False)
-        policy.load_state_dict(checkpoint["policy"])
+        policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"]).requires_grad_(False)
     return Agent(q_network, policy, args.end_e).to(device).eval()
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
-    checkpoint = storage.load(path, "checkpoint")
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
-    return checkpoint
 
 
 def main(args: Args) -> Path:
@@ -442,17 +433,12 @@ def main(args: Args) -> Path:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = load_checkpoint(Path(args.resume))
-        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
-        storage.require_resumable(Path(args.resume), checkpoint)
-        if checkpoint["global_step"] >= args.total_timesteps:
-            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     policy = None
     if args.flights or args.extra_action or args.fine_tune:
         if checkpoint:
-            policy = ppo_e2e_atari.Agent(checkpoint["num_actions"]).requires_grad_(False).to(device)
-            policy.load_state_dict(checkpoint["policy"])
+            policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"]).requires_grad_(False).to(device)
         else:
             policy = load_policy(Path(args.pretrained_policy), args.env_id, device)
     room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
@@ -466,6 +452,7 @@ def main(args: Args) -> Path:
     # Set-up
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
@@ -579,9 +566,7 @@ def main(args: Args) -> Path:
         # Store: rewards clipped, a lost life as a terminal; a game cut off at the frame limit goes on in value
         game_over, finished = tracker.step(reward, terminated, truncated, info["lives"])
         cut_off = np.flatnonzero(truncated & ~terminated)
-        over = game_over.copy()
-        over[cut_off] = False
-        buffer.add(obs[:, -1], actions, by_policy, np.sign(reward), terminated, over)
+        buffer.add(obs[:, -1], actions, by_policy, np.sign(reward), terminated, game_over & ~(truncated & ~terminated))
         if len(cut_off):
             buffer.cut_off(cut_off, info["final_obs"][cut_off, -1])
         flights.end(game_over)
@@ -669,7 +654,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
-            saved = load_checkpoint(Path(args.resume))["args"]
+            saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
             args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
         main(args)
     except InputError as error:

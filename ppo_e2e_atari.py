@@ -181,6 +181,13 @@ class Agent(nn.Module):
         self.critic = layer_init(nn.Linear(512, 1), gain=1.0)
         self.to(memory_format=torch.channels_last)  # convolutions in this layout are about 1.5 times as fast on a CPU
 
+    @classmethod
+    def with_weights(cls, weights: dict[str, torch.Tensor]) -> "Agent":
+        """An agent from its state dict, as a checkpoint holds it."""
+        agent = cls(num_actions=weights["actor.weight"].shape[0])
+        agent.load_state_dict(weights)
+        return agent
+
     def features(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> (B, 512)."""
         return self.network(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0)
@@ -212,18 +219,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Raises:
         InputError: no such file, damaged, or of another script.
     """
-    checkpoint = load_checkpoint(path)
-    agent = Agent(num_actions=checkpoint["agent"]["actor.weight"].shape[0])
-    agent.load_state_dict(checkpoint["agent"])
-    return agent.to(device).eval()
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
-    checkpoint = storage.load(path, "checkpoint")
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
-    return checkpoint
+    checkpoint = storage.load_checkpoint(path, SCRIPT)
+    return Agent.with_weights(checkpoint["agent"]).to(device).eval()
 
 
 def compute_advantages(
@@ -301,11 +298,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = load_checkpoint(Path(args.resume))
-        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
-        storage.require_resumable(Path(args.resume), checkpoint)
-        if checkpoint["global_step"] >= args.total_timesteps:
-            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes
@@ -321,6 +314,7 @@ def main(args: Args) -> Path | None:
     # Set-up
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     if args.tf32:
         torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
         torch.backends.cudnn.allow_tf32 = True
@@ -544,7 +538,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
-            saved = load_checkpoint(Path(args.resume))["args"]
+            saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
             args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
         main(args)
     except InputError as error:

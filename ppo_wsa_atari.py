@@ -523,7 +523,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Raises:
         InputError: no such file, damaged, or of another script; a stored model is missing or is another one than in training.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = storage.load_checkpoint(path, SCRIPT)
     args = Args(**checkpoint["args"])
     if args.frozen_precision == "int8" and torch.device(device).type == "cuda":
         raise InputError(f"{path}: this agent's frozen models are in int8, which is for a CPU; give --cuda False.")
@@ -557,14 +557,6 @@ def restore_frozen(path: Path, checkpoint: dict, frozen: FrozenModels) -> None:
             model.load_state_dict(checkpoint["own_models"][name])
         except (KeyError, RuntimeError) as error:
             raise InputError(f"{path}: the weights of {name} in this checkpoint do not fit the model of that name.") from error
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
-    checkpoint = storage.load(path, "checkpoint")
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
-    return checkpoint
 
 
 def take_rows(kept: torch.Tensor, rows: torch.Tensor, room: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -657,11 +649,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = load_checkpoint(Path(args.resume))
-        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
-        storage.require_resumable(Path(args.resume), checkpoint)
-        if checkpoint["global_step"] >= args.total_timesteps:
-            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes
@@ -689,6 +677,7 @@ def main(args: Args) -> Path | None:
     # Set-up
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     if args.tf32:
         torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
         torch.backends.cudnn.allow_tf32 = True
@@ -993,7 +982,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
-            saved = load_checkpoint(Path(args.resume))["args"]
+            saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
             args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
         main(args)
     except InputError as error:

@@ -353,18 +353,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Raises:
         InputError: no such file, damaged, or of another script.
     """
-    checkpoint = load_checkpoint(path)
-    agent = Agent(num_actions=checkpoint["agent"]["actor.weight"].shape[0])
-    agent.load_state_dict(checkpoint["agent"])
-    return agent.to(device).eval()
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of this script, on the CPU; raises InputError if it is of another one."""
-    checkpoint = storage.load(path, "checkpoint")
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
-    return checkpoint
+    checkpoint = storage.load_checkpoint(path, SCRIPT)
+    return Agent.with_weights(checkpoint["agent"]).to(device).eval()
 
 
 def main(args: Args) -> Path:
@@ -373,11 +363,7 @@ def main(args: Args) -> Path:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = load_checkpoint(Path(args.resume))
-        storage.require_same_settings(Path(args.resume), checkpoint["args"], asdict(args), MAY_DIFFER_ON_RESUME)
-        storage.require_resumable(Path(args.resume), checkpoint)
-        if checkpoint["global_step"] >= args.total_timesteps:
-            raise InputError(f"{args.resume}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     batch_size = args.num_envs * args.num_steps
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
@@ -394,6 +380,7 @@ def main(args: Args) -> Path:
     # Set-up. Lives are not reported: a lost one is nothing that this policy knows of
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
@@ -604,7 +591,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
-            saved = load_checkpoint(Path(args.resume))["args"]
+            saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
             args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
         main(args)
     except InputError as error:

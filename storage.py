@@ -110,6 +110,28 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         raise InputError(f"{path}: this checkpoint does not fit this version of {script}.py ({type(error).__name__}: {error}).") from error
 
 
+def load_checkpoint(path: Path, script: str) -> dict[str, Any]:
+    """Read a checkpoint of the named script, on the CPU; raises InputError if it is of another one."""
+    checkpoint = load(path, "checkpoint")
+    if checkpoint["script"] != script:
+        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {script}.py.")
+    return checkpoint
+
+
+def load_to_resume(path: Path, script: str, given: dict[str, Any], may_differ: set[str]) -> dict[str, Any]:
+    """Read the checkpoint of a run that is to go on with the flags `given`.
+
+    Raises:
+        InputError: it is of another script, of other flags than those in `may_differ`, without an optimiser, or has done all its steps.
+    """
+    checkpoint = load_checkpoint(path, script)
+    require_same_settings(path, checkpoint["args"], given, may_differ)
+    require_resumable(path, checkpoint)
+    if checkpoint["global_step"] >= given["total_timesteps"]:
+        raise InputError(f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+    return checkpoint
+
+
 def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
     """Refuse to go on from a checkpoint that export_agent.py made smaller: it has no optimiser; raises InputError."""
     if "optimizer" not in checkpoint:

@@ -181,13 +181,18 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     return games
 
 
-def machine() -> dict[str, Any]:
-    """What the runs are made on."""
+def cpu_name() -> str:
+    """The processor's model, as far as this system says it."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    found = {"cpu": name, "cores": os.cpu_count(), "python": platform.python_version()}
+    return name
+
+
+def machine() -> dict[str, Any]:
+    """What the runs are made on."""
+    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     found |= {package: importlib.metadata.version(package) for package in PACKAGES}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 

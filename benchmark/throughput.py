@@ -13,7 +13,6 @@ median over the rounds is kept, so that a slow moment of the machine does not fa
 
 import csv
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -42,6 +41,7 @@ import ppo_e2e_atari
 import ppo_wsa_atari
 import processes
 from atari import make_envs
+from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
@@ -311,11 +311,7 @@ class Loop:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What this was measured on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    found = {"cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": device.type}
+    found = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__, "device": device.type}
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
