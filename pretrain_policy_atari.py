@@ -10,8 +10,9 @@ Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of 
 whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO and its network are those of
 ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
 
-The policy never learns the game's score, nor that a game is over: its return goes on through the ends of games. The raw score is only
-reported (`charts/episodic_return`). What it explores is measured where the player's place is known in the console's memory.
+The policy never learns the game's score, which is only reported (`charts/episodic_return`), nor of lost lives. With NGU's reward the end
+of a game is an end, as its memory is of one game: who wants to see more of it has to stay alive. With RND's the return goes on through the
+ends of games (RND, section 2.3). What the policy explores is measured where the player's place is known in the console's memory.
 
 The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
 intrinsic reward, advantages, update, log, save.
@@ -84,7 +85,7 @@ class Args:
     """ngu: the lifelong factor is clipped to [1, this]"""
     predictor_share: float = 0.25
     """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon"""
-    intrinsic_learning_rate: float = 5e-4
+    intrinsic_learning_rate: float = 2.5e-4
     """Adam's learning rate for the predictor and the embedding of places"""
     intrinsic_minibatch: int = 64
     """their minibatch; they see each step once"""
@@ -256,14 +257,22 @@ class IntrinsicReward(nn.Module):
         self.register_buffer("discounted", torch.zeros(args.num_envs))  # sum of past intrinsic rewards of each environment, discounted
         self.to(memory_format=torch.channels_last)
 
+    def whiten(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, 84, 84) -> each pixel less its mean, over its standard deviation, in [-5, 5] (RND, section 2.4).
+
+        The embedding gets this, too (ours): what the player moves is small, and on plain pixels the inverse model does not find it in
+        the first 100,000 steps.
+        """
+        deviation = self.pixels.var.sqrt().clamp(min=1e-2).float()
+        return ((frames.to(torch.float32, memory_format=torch.channels_last) - self.pixels.mean.float()) / deviation).clamp(-5, 5)
+
     def embed(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> place (B, 32)."""
-        return self.embedding(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0)
+        return self.embedding(self.whiten(obs))
 
     def surprise(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> the predictor's mean squared error on the newest frame (B,)."""
-        frame = obs[:, -1].double()
-        x = ((frame - self.pixels.mean) / self.pixels.var.sqrt().clamp(min=1e-2)).clamp(-5, 5).float().unsqueeze(1)  # RND, section 2.4
+        x = self.whiten(obs[:, -1:])
         return (self.predictor(x) - self.target(x)).square().mean(dim=1)
 
     @torch.no_grad()
@@ -453,14 +462,7 @@ def main(args: Args) -> Path:
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
-    never = torch.zeros((args.num_steps, args.num_envs), device=device)  # "dones": for this policy nothing ever ends
-
-    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    first_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
-    obs[0] = processes.to_device(first_obs, device)
-    with torch.no_grad():
-        memory.add(intrinsic.embed(obs[0]))
-    tracker = GameTracker(info["lives"])
+    ends = torch.zeros((args.num_steps + 1, args.num_envs), device=device)  # 1 where a return must not go on from the step before
 
     if not checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
         warm_up = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
@@ -470,6 +472,13 @@ def main(args: Args) -> Path:
             frames, *_ = warm_up.step(rng.integers(num_actions, size=args.num_envs))
             intrinsic.pixels.update(torch.as_tensor(frames[:, -1], device=device))
         warm_up.close()
+
+    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
+    first_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
+    obs[0] = processes.to_device(first_obs, device)
+    with torch.no_grad():
+        memory.add(intrinsic.embed(obs[0]))
+    tracker = GameTracker(info["lives"])
 
     start_time, start_step = time.time(), global_step
     progress = tqdm(
@@ -495,6 +504,8 @@ def main(args: Args) -> Path:
             next_obs, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
             obs[step + 1] = processes.to_device(next_obs, device)
             game_over[step] = torch.from_numpy(terminated | truncated)
+            if args.intrinsic == "ngu":
+                ends[step + 1] = torch.from_numpy(terminated)
             for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
                 finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
         global_step += batch_size
@@ -505,7 +516,7 @@ def main(args: Args) -> Path:
         # Advantages
         with torch.no_grad():
             next_value = agent.get_value(obs[-1])
-        advantages, returns = compute_advantages(rewards["reward"], values, never, next_value, never[0], args.gamma, args.gae_lambda)
+        advantages, returns = compute_advantages(rewards["reward"], values, ends[:-1], next_value, ends[-1], args.gamma, args.gae_lambda)
 
         # Update
         b_obs, b_next_obs = obs[:-1].flatten(0, 1), obs[1:].flatten(0, 1)

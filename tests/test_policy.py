@@ -185,6 +185,37 @@ def test_changing_the_games_reward_changes_nothing(tmp_path, kind, monkeypatch):
     assert not torch.equal(one["agent"]["critic.bias"], untrained["critic.bias"])  # and something was learnt
 
 
+class EndsAtStep5(gym.vector.VectorWrapper):
+    """Games in which the fifth step of the second environment is said to be the last."""
+
+    step_count = 0
+
+    def step(self, actions):
+        obs, reward, terminated, *rest = self.env.step(actions)
+        self.step_count += 1
+        terminated[1] |= self.step_count == 5
+        return obs, reward, terminated, *rest
+
+
+@pytest.mark.parametrize("kind", ["ngu", "rnd"])
+def test_returns_stop_where_a_game_ends_with_ngu_alone(tmp_path, kind, monkeypatch):
+    """The return of step 5 is its reward with NGU's, and goes on through the end with RND's."""
+    make, compute, calls = pretrain_policy_atari.make_envs, pretrain_policy_atari.compute_advantages, []
+
+    def watched(rewards, values, *rest):
+        advantages, returns = compute(rewards, values, *rest)
+        calls.append((rewards.clone(), returns))
+        return advantages, returns
+
+    monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: EndsAtStep5(make(*rest)))
+    monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
+    main(make_args(tmp_path, intrinsic=kind, num_neighbours=3))
+    rewards, returns = calls[0]
+    stops = torch.isclose(returns, rewards)
+    assert stops[4].tolist() == [False, kind == "ngu", False, False]
+    assert stops.sum() == (kind == "ngu")
+
+
 def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
     run = main(make_args(tmp_path))
     first = storage.load(run / "checkpoint.pt", "checkpoint")
