@@ -10,9 +10,8 @@ Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of 
 whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO and its network are those of
 ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
 
-The policy never learns the game's score, which is only reported (`charts/episodic_return`), nor of lost lives. With NGU's reward the end
-of a game is an end, as its memory is of one game: who wants to see more of it has to stay alive. With RND's the return goes on through the
-ends of games (RND, section 2.3). What the policy explores is measured where the player's place is known in the console's memory.
+The policy never learns the game's score, which is only reported (`charts/episodic_return`), nor of lost lives. What it explores is measured
+where the player's place is known in the console's memory.
 
 The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
 intrinsic reward, advantages, update, log, save.
@@ -96,6 +95,9 @@ class Args:
     """bring the policy's learning rate down to 0 linearly"""
     gamma: float = 0.99
     """discount of intrinsic rewards"""
+    episodic_return: bool | Literal["auto"] = "auto"
+    """whether the return stops where a game ends: auto (with ngu, whose memory is of one game, so that staying alive pays; not with rnd,
+    whose paper lets it go on, section 2.3), True or False"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     num_minibatches: int = 4
@@ -463,6 +465,7 @@ def main(args: Args) -> Path:
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
     ends = torch.zeros((args.num_steps + 1, args.num_envs), device=device)  # 1 where a return must not go on from the step before
+    episodic = args.intrinsic == "ngu" if args.episodic_return == "auto" else args.episodic_return
 
     if not checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
         warm_up = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
@@ -504,7 +507,7 @@ def main(args: Args) -> Path:
             next_obs, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
             obs[step + 1] = processes.to_device(next_obs, device)
             game_over[step] = torch.from_numpy(terminated | truncated)
-            if args.intrinsic == "ngu":
+            if episodic:
                 ends[step + 1] = torch.from_numpy(terminated)
             for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
                 finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))

@@ -9,8 +9,12 @@ the experiment asks for them. The interval over runs is a bootstrap at 95% (scip
 interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few seeds it says little, so each seed's
 score is shown.
 
-What it writes, in `benchmark/results/<experiment>/`: `table.md`, `table.csv`, `curves_<Game>.png`. Without arguments also the tables in the
-READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for benchmark/throughput.json.
+What evaluate.py has found in an experiment's chain of steps (a suite of changed games) makes a table of its own: a row per variation, and
+per agent the mean raw score, its 95% interval over games, and the relative score.
+
+In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `evaluations.csv`, `curves_<Game>.png`; without arguments also the
+tables in the READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for
+benchmark/throughput.json.
 """
 
 import csv
@@ -116,6 +120,31 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
     return rows
 
 
+def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
+    """One row per game and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for run in runs:
+        if run.trains or not is_finished(folder / run.name, run):
+            continue
+        for path in sorted((folder / run.name).rglob("results.csv")):
+            with open(path, newline="") as file:
+                found = list(csv.DictReader(file))
+            for one in found:
+                row = rows.setdefault((run.name, one["game"], one["variation"]), {"game": one["game"], "variation": one["variation"]})
+                row["games"] = one["games"]
+                row[one["agent"]] = f"{float(one['mean']):.1f}"
+                row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
+                row[f"{one['agent']}: relative"] = f"{float(one['relative']):.2f}" if one["relative"] else ""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return [{name: row.get(name, "") for name in columns} for row in rows.values()]
+
+
+def tables(folder: Path, runs: list[Run]) -> dict[str, list[dict[str, str]]]:
+    """What an experiment has found so far: the "table" of its training runs and that of its "evaluations", where they have rows."""
+    found = {"table": table_rows(read_finished(folder, runs)), "evaluations": evaluation_rows(folder, runs)}
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
     """A table of the columns in which something is said; one row per arm and game."""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
@@ -163,8 +192,8 @@ def marked_table(name: str) -> str:
     """The table that belongs where a README says `<!-- report: name -->`."""
     if name == "throughput":
         return throughput_table()
-    finished = read_finished(ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1])
-    return markdown(table_rows(finished)) if finished else "Not run yet."
+    found = tables(ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1])
+    return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."
 
 
 def write_readmes() -> None:
@@ -188,22 +217,22 @@ def main(args: Args) -> None:
     for path in paths:
         title, runs = read_experiment(path)
         folder = Path(args.results_dir) / path.stem
-        finished = read_finished(folder, runs)
-        if not finished:
+        found = tables(folder, runs)
+        if not found:
             if args.experiments:
-                raise InputError(f"{folder}: no run of this experiment with a learning curve is finished; start it with benchmark/run.py.")
+                raise InputError(f"{folder}: nothing of this experiment that makes a table is finished; start it with benchmark/run.py.")
             continue
-        rows = table_rows(finished)
-        with open(folder / "table.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        table = markdown(rows)
+        for name, rows in found.items():
+            with open(folder / f"{name}.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        table = "\n\n".join(markdown(rows) for rows in found.values())
         (folder / "table.md").write_text(table + "\n")
+        finished = read_finished(folder, runs)
         for game in dict.fromkeys(one.run.game for one in finished):
             plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
-        with_curve = [run for run in runs if run.trains]
-        print(f"{title}: {len(finished)} of {len(with_curve)} runs\n{table}\n")
+        print(f"{title}: {sum(is_finished(folder / run.name, run) for run in runs)} of {len(runs)} runs\n{table}\n")
     if not args.experiments:
         write_readmes()
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,21 @@ def test_intervals():
     rng = np.random.default_rng(0)
     by_hand = [np.sort(rng.choice(values, 8))[2:6].mean() for _ in range(4000)]
     np.testing.assert_allclose((low, high), np.percentile(by_hand, (2.5, 97.5)), atol=0.6)
+
+
+def test_a_suite_makes_a_table(tmp_path):
+    """A row per variation, agents beside each other, from what evaluate.py wrote."""
+    _, runs = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")
+    folder = tmp_path / runs[0].name
+    (folder / "suite").mkdir(parents=True)
+    shutil.copy(ROOT / "benchmark" / "evaluation" / "suite" / "results.csv", folder / "suite")
+    assert report.tables(tmp_path, runs) == {}  # not finished
+    (folder / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": runs[0].evaluate}))
+    rows = report.tables(tmp_path, runs)["evaluations"]
+    assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len({row["variation"] for row in rows})
+    unchanged = {"Pong/e2e": "15.0", "Pong/e2e: 95%": "-6.5 to 36.5", "Pong/e2e: relative": "1.00", "random play": "-20.3", "games": "3"}
+    assert unchanged.items() <= rows[0].items() and rows[1]["random play"] == ""
+    assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.02"
 
 
 def test_the_readmes_tables_are_what_the_report_makes():

@@ -197,9 +197,9 @@ class EndsAtStep5(gym.vector.VectorWrapper):
         return obs, reward, terminated, *rest
 
 
-@pytest.mark.parametrize("kind", ["ngu", "rnd"])
-def test_returns_stop_where_a_game_ends_with_ngu_alone(tmp_path, kind, monkeypatch):
-    """The return of step 5 is its reward with NGU's, and goes on through the end with RND's."""
+@pytest.mark.parametrize(("kind", "episodic", "stops_there"), [("ngu", "auto", True), ("rnd", "auto", False), ("ngu", False, False)])
+def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
+    """The return of step 5, which ends a game, is its reward with NGU's, and goes on through the end with RND's."""
     make, compute, calls = pretrain_policy_atari.make_envs, pretrain_policy_atari.compute_advantages, []
 
     def watched(rewards, values, *rest):
@@ -209,11 +209,11 @@ def test_returns_stop_where_a_game_ends_with_ngu_alone(tmp_path, kind, monkeypat
 
     monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: EndsAtStep5(make(*rest)))
     monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
-    main(make_args(tmp_path, intrinsic=kind, num_neighbours=3))
+    main(make_args(tmp_path, intrinsic=kind, num_neighbours=3, episodic_return=episodic))
     rewards, returns = calls[0]
     stops = torch.isclose(returns, rewards)
-    assert stops[4].tolist() == [False, kind == "ngu", False, False]
-    assert stops.sum() == (kind == "ngu")
+    assert stops[4].tolist() == [False, stops_there, False, False]
+    assert stops.sum() == stops_there
 
 
 def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
