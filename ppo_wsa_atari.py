@@ -660,11 +660,13 @@ def main(args: Args) -> Path | None:
     if checkpoint:
         restore_frozen(Path(args.resume), checkpoint, frozen)
     if not args.recompute_embeddings and args.combiner != "reservoir":
-        numbers = sum(math.prod(shape) for shape in frozen.shapes.values()) * num_envs * args.num_steps
+        numbers = sum(math.prod(shape) for shape in frozen.shapes.values())  # of one observation
+        kept_bytes = getattr(torch, args.kept_precision).itemsize
+        minibatch_bytes = 4 if kept_bytes == 4 else kept_bytes + 4  # as kept, and as float32
         processes.require_memory(
-            numbers * getattr(torch, args.kept_precision).itemsize,
+            numbers * (num_envs * args.num_steps * kept_bytes + minibatch_size * minibatch_bytes),
             device,
-            f"the kept embeddings of a rollout of {num_envs} x {args.num_steps} steps",
+            f"the kept embeddings of a rollout of {num_envs} x {args.num_steps} steps and of a minibatch",
             "lower --num-envs or --num-steps, or give --recompute-embeddings",
         )
     run_dir = None

@@ -194,7 +194,7 @@ def test_what_the_machine_cannot_serve_is_refused(monkeypatch, tmp_path, pretrai
         (
             ppo_wsa_atari,
             wsa | {"num_envs": 50_000},
-            r"kept embeddings of a rollout of 50000 x 128 steps need 27\d\d\.\d\d GB, and .* are free",
+            r"kept embeddings of a rollout of 50000 x 128 steps and of a minibatch need 48\d\d\.\d\d GB, and .* are free",
         ),
     ):
         with pytest.raises(InputError, match=says):
