@@ -1,14 +1,16 @@
 """How much of a game does a pre-trained policy get to see, beside random play?
 
-    python -m benchmark.coverage --checkpoint runs/<run_name>/checkpoint.pt
-    python -m benchmark.coverage                                            # the plot again, from the CSV
+    python -m benchmark.coverage --checkpoint runs/<run_name>/checkpoint.pt        # one policy per game
+    python -m benchmark.coverage                                                   # the plot again, from the CSVs
 
-Counts the different places (bytes of the console's memory, see pretrain_policy_atari.py) that 8 games side by side reach, step by step, in
-several sets of games; the policy's actions are drawn, as they are when it helps another agent.
+Counts different places (bytes of the console's memory, see pretrain_policy_atari.py), in two ways: in each of some whole games, as
+Never Give Up's reward sees them, whose memory is of one game; and in equal numbers of steps, by 8 games side by side, whatever ends
+meanwhile. The policy's actions are drawn, as they are when it helps another agent.
 """
 
 import csv
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,41 +19,73 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 import torch
 import tyro
 
 import pretrain_policy_atari
 import storage
-from atari import game_name, make_env
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env
+from pretrain_policy_atari import POSITION, coverage
 from storage import InputError
 
 
 @dataclass
 class Args:
-    checkpoint: str | None = None
-    """a checkpoint of pretrain_policy_atari.py, or of another script; none: plot what the CSV holds"""
+    checkpoint: tuple[str, ...] = ()
+    """checkpoints of pretrain_policy_atari.py (or of another script), one per game; none: plot what the CSVs hold"""
+    games: int = 24
+    """whole games of each player"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames"""
     steps: int = 8_000
-    """agent steps of one set of 8 games"""
+    """agent steps of one set of 8 games side by side"""
     sets: int = 5
-    """sets of games"""
+    """such sets"""
     every: int = 200
-    """one line of the CSV for so many steps"""
+    """one line of the CSV for so many of these steps"""
     output: str = "benchmark/coverage"
-    """<output>.csv and <output>.png"""
+    """<output>_games.csv, <output>_steps.csv and <output>.png"""
 
 
-def measure(args: Args) -> list[dict]:
-    """Count, and return the CSV's lines."""
-    checkpoint = storage.load(Path(args.checkpoint), "checkpoint")
-    env_id = checkpoint["args"]["env_id"]
-    if game_name(env_id) not in pretrain_policy_atari.POSITION:
-        known = ", ".join(pretrain_policy_atari.POSITION)
-        raise InputError(f"{args.checkpoint}: it plays {env_id}, where no place is known; the games with places are {known}.")
-    agent = storage.load_agent(Path(args.checkpoint))
+def whole_games(act: Callable[[np.ndarray], np.ndarray], env_id: str, seeds: np.ndarray, max_frames_per_game: int) -> list[dict[str, int]]:
+    """Play one game per seed, side by side, and count each one's places.
+
+    Args:
+        act: uint8 (B, 4, 84, 84) -> actions (B,).
+
+    Returns:
+        Of each game its length in agent steps, its "places", and, where the game has several, its "rooms".
+    """
+    where = list(POSITION[game_name(env_id)])
+    envs = [make_env(env_id, max_frames_per_game=max_frames_per_game) for _ in seeds]
+    obs = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)])
+    seen: list[set[bytes]] = [set() for _ in envs]
+    lengths, playing = np.zeros(len(envs), dtype=np.int64), np.arange(len(envs))
+    while len(playing):
+        over = np.zeros(len(playing), dtype=bool)
+        for k, (i, action) in enumerate(zip(playing, act(obs[playing]), strict=True)):
+            obs[i], _, terminated, truncated, _ = envs[i].step(action)
+            seen[i].add(envs[i].unwrapped.ale.getRAM()[where].tobytes())
+            lengths[i] += 1
+            over[k] = terminated or truncated
+        playing = playing[~over]
+    rows = [{"steps": int(length), "places": len(places)} for length, places in zip(lengths, seen, strict=True)]
+    if len(where) == 3:
+        rows = [row | {"rooms": len({place[:1] for place in places})} for row, places in zip(rows, seen, strict=True)]
+    return rows
+
+
+def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
+    """Count for one policy and for random play, and return the lines of both CSVs."""
+    checkpoint = storage.load(path, "checkpoint")
+    env_id, trained = checkpoint["args"]["env_id"], checkpoint["global_step"]
+    game = game_name(env_id)
+    agent = storage.load_agent(path)
     num_actions = int(make_env(env_id).action_space.n)
-    flags = pretrain_policy_atari.Args(env_id=env_id, coverage_steps=args.steps)
-    rows = []
-    for number in range(args.sets):
+    flags = pretrain_policy_atari.Args(env_id=env_id, coverage_steps=args.steps, max_frames_per_game=args.max_frames_per_game)
+    by_game, by_steps = [], []
+    for number in range(args.sets + 1):  # the last one is the whole games
         rng = np.random.default_rng(number)
         torch.manual_seed(number)
         players = {
@@ -59,41 +93,86 @@ def measure(args: Args) -> list[dict]:
             "policy": lambda obs: agent.act(obs, greedy=False),
         }
         for who, act in players.items():
-            found = pretrain_policy_atari.coverage(act, flags, stream=1_000_000_007 + number)
-            for i in range(args.every // 8 - 1, len(found["places"]), args.every // 8):
-                counts = {what: values[i] for what, values in found.items()}
-                rows.append({"game": game_name(env_id), "who": who, "set": number, "steps": (i + 1) * 8} | counts)
-            print(f"set {number}, {who}: {', '.join(f'{values[-1]} {what}' for what, values in found.items())}", flush=True)
-    return rows
+            about = {"game": game, "who": who, "trained_steps": trained if who == "policy" else 0}
+            if number == args.sets:
+                found = whole_games(act, env_id, env_seeds(args.games, 1, 2, 1_000_000_006), args.max_frames_per_game)
+                by_game += [about | {"number": i} | row for i, row in enumerate(found)]
+                continue
+            counts = coverage(act, flags, stream=1_000_000_007 + number)
+            for i in range(args.every // 8 - 1, len(counts["places"]), args.every // 8):
+                by_steps.append(about | {"set": number, "steps": (i + 1) * 8} | {what: values[i] for what, values in counts.items()})
+            print(f"{game}, set {number}, {who}: {', '.join(f'{v[-1]} {what}' for what, v in counts.items())}", flush=True)
+    return by_game, by_steps
 
 
-def main(args: Args) -> None:
-    path = Path(f"{args.output}.csv")
-    if args.checkpoint:
-        rows = measure(args)
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def write_csv(path: Path, rows: list[dict]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
-    for who in dict.fromkeys(row["who"] for row in rows):
-        sets = dict.fromkeys(row["set"] for row in rows if row["who"] == who)
-        steps = sorted({int(row["steps"]) for row in rows if row["who"] == who})
-        counts = np.array([[int(row["places"]) for row in rows if (row["who"], row["set"]) == (who, one)] for one in sets])
-        axis.plot(steps, counts.mean(axis=0), label=f"{who} (mean and range of {len(sets)} sets)")
-        axis.fill_between(steps, counts.min(axis=0), counts.max(axis=0), alpha=0.2, linewidth=0)
-        print(f"{who}: {counts[:, -1].mean():.0f} places in {steps[-1]:,} steps ({counts[:, -1].min()} to {counts[:, -1].max()})")
-    axis.set_xlabel("agent steps, in 8 games side by side")
-    axis.set_ylabel("different places")
-    axis.set_title(f"Places reached in {rows[0]['game']}")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(f"{args.output}.png", dpi=120)
-    print(f"{path} and {args.output}.png")
+        return list(csv.DictReader(file))
+
+
+def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], path: Path) -> None:
+    """A row per game: places of each whole game, with mean and Student's 95% interval; places in equal steps. Says the same in words."""
+    names = list(dict.fromkeys(row["game"] for row in by_game))
+    figure, axes = plt.subplots(len(names), 2, figsize=(10, 4.2 * len(names)), layout="constrained", squeeze=False)
+    rng = np.random.default_rng(0)
+    for (left, right), game in zip(axes, names, strict=True):
+        for number, who in enumerate(dict.fromkeys(row["who"] for row in by_game)):
+            mine = [row for row in by_game if (row["game"], row["who"]) == (game, who)]
+            places, lengths = (np.array([float(row[what]) for row in mine]) for what in ("places", "steps"))
+            low, high = scipy.stats.t.interval(0.95, len(places) - 1, places.mean(), scipy.stats.sem(places))
+            left.plot(number + rng.uniform(-0.12, 0.12, len(places)), places, "o", color=f"C{number}", alpha=0.4, markeredgewidth=0)
+            error = [[places.mean() - low], [high - places.mean()]]
+            left.errorbar(number + 0.25, places.mean(), error, fmt="s", color=f"C{number}", capsize=4)
+            rooms = f", {max(int(row['rooms']) for row in mine)} rooms at most" if mine[0].get("rooms") else ""
+            how_many = f"{len(mine)} games of {lengths.mean():.0f} steps{rooms}"
+            print(f"{game}, {who}: {places.mean():.1f} places in a game ({low:.1f} to {high:.1f}; {how_many})")
+            sets = dict.fromkeys(row["set"] for row in by_steps if (row["game"], row["who"]) == (game, who))
+            of_sets = [[row for row in by_steps if (row["game"], row["who"], row["set"]) == (game, who, one)] for one in sets]
+            counts = np.array([[int(row["places"]) for row in rows] for rows in of_sets])
+            steps = [int(row["steps"]) for row in of_sets[0]]
+            right.plot(steps, counts.mean(axis=0), color=f"C{number}", label=f"{who} (mean and range of {len(sets)} sets)")
+            right.fill_between(steps, counts.min(axis=0), counts.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
+            last = counts[:, -1]
+            print(f"{game}, {who}: {last.mean():.0f} places in {steps[-1]:,} steps of 8 games ({last.min()} to {last.max()})")
+        trained = max(int(row["trained_steps"]) for row in by_game if row["game"] == game)
+        left.set_xticks([0, 1], ["random play", f"policy ({trained:,} steps)"])
+        left.set_xlim(-0.5, 1.5)
+        left.set_ylabel("different places")
+        left.set_title(f"{game}: each whole game; mean, 95% interval")
+        right.set_xlabel("agent steps, by 8 games side by side")
+        right.set_title(f"{game}: equal steps")
+        right.legend()
+        for axis in (left, right):
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    games_path, steps_path = Path(f"{args.output}_games.csv"), Path(f"{args.output}_steps.csv")
+    for path in args.checkpoint:
+        env_id = storage.load(Path(path), "checkpoint")["args"]["env_id"]
+        if game_name(env_id) not in POSITION:
+            raise InputError(f"{path}: it plays {env_id}, where no place is known; the games with places are {', '.join(POSITION)}.")
+    if min(args.games, args.sets) < 2 or args.steps < args.every or args.every < 8:
+        raise InputError("--games and --sets must be at least 2, --every at least 8, and --steps at least as many as --every.")
+    if args.checkpoint:
+        measured = [measure(Path(path), args) for path in args.checkpoint]
+        for path, part in ((games_path, 0), (steps_path, 1)):
+            write_csv(path, [row for both in measured for row in both[part]])
+    plot(read_csv(games_path), read_csv(steps_path), Path(f"{args.output}.png"))
+    print(f"{games_path}, {steps_path} and {args.output}.png")
 
 
 if __name__ == "__main__":

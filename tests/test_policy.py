@@ -8,6 +8,7 @@ import torch
 import pretrain_policy_atari
 import storage
 from atari import env_seeds, make_env
+from benchmark.coverage import whole_games
 from pretrain_policy_atari import POSITION, Args, EpisodicMemory, IntrinsicReward, RunningMoments, coverage, load_agent, main
 from probe_encoders import VARIABLES
 from storage import InputError
@@ -266,6 +267,21 @@ def test_coverage_counts_places_in_the_consoles_memory(tmp_path, game):
         assert found["rooms"][-1] == len({place[0] for place in places})
     else:
         assert "rooms" not in found
+
+
+def test_places_of_whole_games(tmp_path):
+    """Each game on its own finds what games side by side find; a cut-off one ends there."""
+    frames, seeds = 1600, env_seeds(3, 1)
+    found = whole_games(lambda obs: np.full(len(obs), 3), "ALE/MontezumaRevenge-v5", seeds, frames)
+    for seed, row in zip(seeds, found, strict=True):
+        env = make_env("ALE/MontezumaRevenge-v5", max_frames_per_game=frames)
+        env.reset(seed=int(seed))
+        places, over, steps = set(), False, 0
+        while not over:
+            _, _, terminated, truncated, _ = env.step(3)
+            ram, over, steps = env.unwrapped.ale.getRAM(), terminated or truncated, steps + 1
+            places.add(tuple(int(ram[byte]) for byte in (3, 42, 43)))
+        assert row == {"steps": steps, "places": len(places), "rooms": 1} and len(places) > 10 and steps <= 400
 
 
 def test_the_player_is_where_the_memory_says():
