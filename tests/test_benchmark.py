@@ -106,7 +106,7 @@ def test_runs_that_need_each_other_are_refused(tmp_path):
 
 def test_killed_and_begun_again(tmp_path):
     """SIGKILL in the second run: the first one is left alone, the second one's orphan waited for and not started twice; then the report."""
-    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 2048")
+    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 2048").replace("--checkpoint-interval 64", "--checkpoint-interval 512")
     (tmp_path / "tiny.toml").write_text(slow)
     first = start(tmp_path, "--jobs", "1")
     results, runs = tmp_path / "results" / "tiny", tmp_path / "runs" / "tiny"
