@@ -15,7 +15,6 @@ closely (plot, film, summary), `main`. It writes into its output folder only.
 """
 
 import ast
-import csv
 import functools
 import importlib
 import importlib.metadata
@@ -401,24 +400,14 @@ def write_results(output: Path, args: Args, rows: list[dict]) -> None:
         packages["hackatari"] = importlib.metadata.version("hackatari")
     text = json.dumps({"settings": asdict(args), "packages": packages, "results": rows}, indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n")
-    write_csv(
-        output / "results.csv",
-        [{name: row.get(name) for name in (*COLUMNS, "script", "step", "repeat_action_probability", "checkpoint")} for row in rows],
-    )
+    columns = (*COLUMNS, "script", "step", "repeat_action_probability", "checkpoint")
+    storage.write_csv(output / "results.csv", [{name: row.get(name) for name in columns} for row in rows], ".6g")
     games = []
     for row in rows:
         for number, (score, length, cut_off) in enumerate(zip(row["scores"], row["lengths"], row["cut_off"], strict=True)):
             whose = {"agent": row["agent"], "game": row["game"], "variation": row["variation"], "number": number}
             games.append(whose | {"score": score, "agent_steps": length, "cut_off": int(cut_off)})
-    write_csv(output / "games.csv", games)
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    storage.write_csv(output / "games.csv", games, ".6g")
 
 
 def play_agent(agent: Evaluated, variation: str, args: Args) -> dict:
@@ -549,7 +538,7 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()
     env.close()
-    write_csv(output / "steps.csv", steps)
+    storage.write_csv(output / "steps.csv", steps, ".6g")
     game = f"{game_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
     title = f"{game}, {agent.label}, one game: score {total}{', cut off at the frame limit' if truncated else ''}"
     if names:

@@ -12,7 +12,6 @@ pixels (the whole stack, 28,224 numbers in [0, 1]); all models side by side; and
 Observations that occur in training and in held-out games (the starts of games) are not taken out, as the published code does.
 """
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,10 +245,7 @@ def main(args: Args) -> None:
             "what each model adds to the mean F1 of the others: "
             + ", ".join(f"{row['features'][8:]} {row['adds']:+.3f}" for row in rows if row["adds"] != "")
         )
-    with open(output, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    storage.write_csv(output, rows, ".4f")
     print(f"stored in {output}")
 
 

@@ -4,6 +4,7 @@ Every file this project stores (an agent's checkpoint, a pre-trained model, the 
 `save` and read by `load`. A dict says what it is under the key "kind".
 """
 
+import csv
 import hashlib
 import importlib
 import os
@@ -53,6 +54,15 @@ def load(path: Path, kind: str, device: torch.device | str = "cpu", mmap: bool =
     if found != kind:
         raise InputError(f"{path}: expected a file of the kind '{kind}', found '{found}'.")
     return payload
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], float_format: str = "") -> None:
+    """A table with a column for every key that any of the rows has, in the order in which they come; empty where a row lacks it."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: format(value, float_format) if isinstance(value, float) else value for name, value in row.items()})
 
 
 def sha256(path: Path) -> str:

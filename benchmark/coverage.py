@@ -105,14 +105,6 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     return by_game, by_steps
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
@@ -170,7 +162,7 @@ def main(args: Args) -> None:
     if args.checkpoint:
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
-            write_csv(path, [row for both in measured for row in both[part]])
+            storage.write_csv(path, [row for both in measured for row in both[part]])
     plot(read_csv(games_path), read_csv(steps_path), Path(f"{args.output}.png"))
     print(f"{games_path}, {steps_path} and {args.output}.png")
 

@@ -33,6 +33,7 @@ import numpy as np
 import scipy.stats
 import tyro
 
+import storage
 from benchmark.learning_curves import running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from storage import InputError
@@ -69,7 +70,7 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
     """The finished runs of an experiment that have a curve, in its order."""
     found = []
     for run in runs:
-        path = folder / run.name
+        path = run.result_dir(folder)
         if not is_finished(path, run) or not (path / "curve.csv").is_file():
             continue
         with open(path / "curve.csv", newline="") as file:
@@ -124,9 +125,9 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
     """One row per game and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for run in runs:
-        if run.trains or not is_finished(folder / run.name, run):
+        if run.trains or not is_finished(run.result_dir(folder), run):
             continue
-        for path in sorted((folder / run.name).rglob("results.csv")):
+        for path in sorted(run.result_dir(folder).rglob("results.csv")):
             with open(path, newline="") as file:
                 found = list(csv.DictReader(file))
             for one in found:
@@ -139,9 +140,9 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
     return [{name: row.get(name, "") for name in columns} for row in rows.values()]
 
 
-def tables(folder: Path, runs: list[Run]) -> dict[str, list[dict[str, str]]]:
+def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
     """What an experiment has found so far: the "table" of its training runs and that of its "evaluations", where they have rows."""
-    found = {"table": table_rows(read_finished(folder, runs)), "evaluations": evaluation_rows(folder, runs)}
+    found = {"table": table_rows(finished), "evaluations": evaluation_rows(folder, runs)}
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -192,7 +193,8 @@ def marked_table(name: str) -> str:
     """The table that belongs where a README says `<!-- report: name -->`."""
     if name == "throughput":
         return throughput_table()
-    found = tables(ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1])
+    folder, runs = ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
+    found = tables(folder, runs, read_finished(folder, runs))
     return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."
 
 
@@ -217,22 +219,19 @@ def main(args: Args) -> None:
     for path in paths:
         title, runs = read_experiment(path)
         folder = Path(args.results_dir) / path.stem
-        found = tables(folder, runs)
-        if not found:
+        finished = read_finished(folder, runs)
+        found = tables(folder, runs, finished)
+        if not any(is_finished(run.result_dir(folder), run) for run in runs if not run.maker) or not found:
             if args.experiments:
                 raise InputError(f"{folder}: nothing of this experiment that makes a table is finished; start it with benchmark/run.py.")
             continue
         for name, rows in found.items():
-            with open(folder / f"{name}.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            storage.write_csv(folder / f"{name}.csv", rows)
         table = "\n\n".join(markdown(rows) for rows in found.values())
         (folder / "table.md").write_text(table + "\n")
-        finished = read_finished(folder, runs)
         for game in dict.fromkeys(one.run.game for one in finished):
             plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
-        print(f"{title}: {sum(is_finished(folder / run.name, run) for run in runs)} of {len(runs)} runs\n{table}\n")
+        print(f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n")
     if not args.experiments:
         write_readmes()
 

@@ -28,6 +28,10 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     name = "behaviour"                  # {run:explorer} is the folder of that arm's run of the same game and seed, which goes first;
     command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
 
+    [[arms]]
+    name = "wsa"
+    of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; nothing is run for it here
+
 An arm may have games, seeds, flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it needs what that
 arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves
 where they were: {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for
@@ -51,7 +55,7 @@ import threading
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,10 +100,15 @@ class Run:
     evaluate: str | None
     published: float | None
     after: tuple[str, ...]  # arms whose runs of the same game and seed go first
+    maker: tuple[str, str] | None = None  # the experiment that makes this run, and its name there; None: this one
 
     @property
     def name(self) -> str:
         return f"{self.arm}__{self.game}__{self.seed}"
+
+    def result_dir(self, experiment_dir: Path) -> Path:
+        """Where this run's results are, if those of this experiment are in `experiment_dir`."""
+        return experiment_dir.parent / self.maker[0] / self.maker[1] if self.maker else experiment_dir / self.name
 
     @property
     def needs(self) -> dict[str, str]:
@@ -110,8 +119,11 @@ class Run:
         return named | {f"after {arm}": f"{arm}__{self.game}__{seed or self.seed}" for arm, _, seed in others}
 
 
-def read_experiment(path: Path) -> tuple[str, list[Run]]:
+def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run]]:
     """An experiment's title and its runs, in the order of the file, seed by seed, so that a part of it already compares all arms.
+
+    Args:
+        with_others: also those of other experiments that it shows.
 
     Raises:
         InputError: no such file, not TOML, or something in it that is not known; before anything runs.
@@ -127,11 +139,21 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
     runs: list[Run] = []
     for arm in content.get("arms", []):
         settings = common | arm
-        unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published", "after"}
+        unknown |= set(settings) - set(DEFAULTS) - {"name", "command", "steps", "published", "after", "of"}
         if not isinstance(arm.get("after", []), list):
             raise InputError(f"{path}: after must be a list of names of arms.")
-        if "name" not in arm or ("command" in arm) == ("steps" in arm):
-            raise InputError(f"{path}: an arm needs a name, and either a command or steps.")
+        if "name" not in arm or ("command" in arm) + ("steps" in arm) + ("of" in arm) != 1:
+            raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
+        if "of" in arm and with_others:
+            maker, _, other = arm["of"].partition("/")
+            theirs = read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
+            wanted = {(other, game, seed) for game in settings["games"] for seed in settings["seeds"]}
+            found = [run for run in theirs if (run.arm, run.game, run.seed) in wanted]
+            if len(found) < len(wanted):
+                raise InputError(f"{path}: {arm['name']}: {arm['of']} is not made there in all these games and seeds.")
+            runs += [replace(run, arm=arm["name"], maker=(maker, run.name)) for run in found]
+        if "of" in arm:
+            continue
         for game in settings["games"]:
             env_id = f"ALE/{game}-v5"
             game_name(env_id)
@@ -144,14 +166,14 @@ def read_experiment(path: Path) -> tuple[str, list[Run]]:
                 runs.append(Run(arm["name"], game, seed, commands, trains, evaluate, published, after))
     if unknown:
         raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is.")
-    names = [run.name for run in runs]
-    if not runs or len(set(names)) < len(names):
+    if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
-    for run in runs:
+    names = {run.name for run in runs if not run.maker}
+    for run in (run for run in runs if not run.maker):
         for script in (shlex.split(command)[0] for command in run.commands):
             if not (ROOT / script).is_file():
                 raise InputError(f"{path}: {run.arm}: there is no script {script}.")
-        missing = set(run.needs.values()) - set(names)
+        missing = set(run.needs.values()) - names
         if missing:
             raise InputError(f"{path}: {run.name} needs {', '.join(sorted(missing))}, which is not among the runs.")
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
@@ -254,11 +276,11 @@ class Runner:
     def work_dir(self, name: str) -> Path:
         return Path(self.args.runs_dir) / self.experiment / name
 
-    def result_dir(self, name: str) -> Path:
-        return Path(self.args.results_dir) / self.experiment / name
+    def result_dir(self, run: Run) -> Path:
+        return run.result_dir(Path(self.args.results_dir) / self.experiment)
 
     def finished(self, run: Run) -> bool:
-        return is_finished(self.result_dir(run.name), run)
+        return is_finished(self.result_dir(run), run)
 
     def filled(self, command: str, run: Run) -> str:
         """The command with the folders of the runs that it builds on."""
@@ -331,7 +353,7 @@ class Runner:
                 raise RuntimeError(f"{name} failed, which it needs")
         if self.stopping.is_set() or self.finished(run):
             return
-        work, result = self.work_dir(run.name), self.result_dir(run.name)
+        work, result = self.work_dir(run.name), self.result_dir(run)
         work.mkdir(parents=True, exist_ok=True)
         result.mkdir(parents=True, exist_ok=True)
         with open(work / "lock", "w") as lock:
@@ -407,7 +429,7 @@ def in_order_of_needs(runs: list[Run]) -> list[Run]:
 
 def main(args: Args) -> None:
     title, runs = read_experiment(args.experiment)
-    runs = in_order_of_needs(runs)
+    runs = in_order_of_needs([run for run in runs if not run.maker])
     if min(args.jobs, args.threads) < 0:
         raise InputError("--jobs and --threads must not be negative.")
     runner = Runner(args, runs)

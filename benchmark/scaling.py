@@ -7,7 +7,6 @@ measured. The modes are timed in turns, several rounds of all of them, and the m
 benchmark/scaling.csv and benchmark/scaling.png.
 """
 
-import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 
+import storage
 from combiners import COMBINERS, Reservoir
 from ppo_wsa_atari import Agent
 from ppo_wsa_atari import Args as AgentArgs
@@ -134,10 +134,7 @@ def main(args: Args) -> None:
                 print("  ".join(f"{column:>18}" if column != "mode" else f"{column:15}" for column in row))
             print("  ".join(f"{value:>18,}" if not isinstance(value, str) else f"{value:15}" for value in rows[-1].values()), flush=True)
     path = Path(f"{args.output}.csv")
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    storage.write_csv(path, rows)
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     titles = {

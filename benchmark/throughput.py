@@ -11,7 +11,6 @@ does by default; "script, without X" takes one thing away. A case's unit is a ro
 median over the rounds is kept, so that a slow moment of the machine does not fall on one of them.
 """
 
-import csv
 import json
 import re
 import subprocess
@@ -40,6 +39,7 @@ from gymnasium.wrappers import (
 import ppo_e2e_atari
 import ppo_wsa_atari
 import processes
+import storage
 from atari import make_envs
 from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
@@ -383,10 +383,7 @@ def main(args: Args) -> None:
         )
     result = {"machine": found, "settings": asdict(args), "start_up_seconds": started, "rows": rows}
     Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
-    with open(f"{args.output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    storage.write_csv(Path(f"{args.output}.csv"), rows, ".4g")
     print(f"\nstored in {args.output}.json and .csv")
 
 

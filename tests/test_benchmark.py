@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import benchmark.run
 from benchmark import report
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
@@ -49,6 +50,7 @@ def wait_for(condition, seconds: float = 300) -> None:
 def test_every_experiment_can_be_read(path):
     """Its scripts are there, their flags are known to them, and a run comes after those it builds on."""
     title, runs = read_experiment(path)
+    runs = [run for run in runs if not run.maker]
     ordered = [run.name for run in in_order_of_needs(runs)]
     assert title and sorted(ordered) == sorted(run.name for run in runs)
     for run in runs:
@@ -82,7 +84,8 @@ def test_games_seeds_and_placeholders(tmp_path):
     [
         ("arms = 3 4", "this is not TOML"),
         ("[[arms]]\nname = 'a'\ncommand = 'nothing.py'", "there is no script nothing.py"),
-        ("[[arms]]\nname = 'a'", "an arm needs a name, and either a command or steps"),
+        ("[[arms]]\nname = 'a'", "an arm needs a name, and one of: a command, steps"),
+        ("[[arms]]\nname = 'a'\nof = 'other/b'", "other.toml: there is no such file"),
         ("steps = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "steps: not known here"),
         ("[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py {run:b}'", "needs b__Pong__1, which is not among the runs"),
         ("games = ['Pon']\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "did you mean ALE/Pong-v5"),
@@ -204,13 +207,43 @@ def test_a_suite_makes_a_table(tmp_path):
     folder = tmp_path / runs[0].name
     (folder / "suite").mkdir(parents=True)
     shutil.copy(ROOT / "benchmark" / "evaluation" / "suite" / "results.csv", folder / "suite")
-    assert report.tables(tmp_path, runs) == {}  # not finished
+    assert report.tables(tmp_path, runs, []) == {}  # not finished
     (folder / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": runs[0].evaluate}))
-    rows = report.tables(tmp_path, runs)["evaluations"]
+    rows = report.tables(tmp_path, runs, [])["evaluations"]
     assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len({row["variation"] for row in rows})
     unchanged = {"Pong/e2e": "15.0", "Pong/e2e: 95%": "-6.5 to 36.5", "Pong/e2e: relative": "1.00", "random play": "-20.3", "games": "3"}
     assert unchanged.items() <= rows[0].items() and rows[1]["random play"] == ""
     assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.02"
+
+
+def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsys):
+    """Their results are read where their maker put them, under the name they have here; the runner has nothing to do for them."""
+    experiments, results = tmp_path / "experiments", tmp_path / "results"
+    experiments.mkdir()
+    arm = '[[arms]]\nname = "{}"\n{}\n'
+    maker = 'seeds = [1, 2]\n[[arms]]\nname = "old"\ncommand = "ppo_e2e_atari.py"\n'
+    (experiments / "maker.toml").write_text(maker + arm.format("back", 'of = "shower/own"\nseeds = [1]'))  # shows some of ours in turn
+    (experiments / "shower.toml").write_text(
+        arm.format("own", 'command = "ppo_e2e_atari.py --gamma 0.9"') + arm.format("shown", 'of = "maker/old"\nseeds = [2]')
+    )
+    _, runs = read_experiment(experiments / "shower.toml")
+    assert [(run.name, run.maker) for run in runs] == [("own__Pong__1", None), ("shown__Pong__2", ("maker", "old__Pong__2"))]
+    for run, score in zip(runs, (3, 5), strict=True):
+        folder = run.result_dir(results / "shower")
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"commands": run.commands, "evaluate": run.evaluate}))
+        (folder / "curve.csv").write_text(f"step,seconds,raw_score\n100,1,{score}\n200,2,{score}\n")
+    assert (results / "maker" / "old__Pong__2" / "run.json").is_file()
+    report.main(report.Args((experiments / "shower.toml",), str(results)))
+    rows = (results / "shower" / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[1:5] for row in rows] == [["own", "200", "1", "3.0"], ["shown", "200", "1", "5.0"]]
+    capsys.readouterr()
+    benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
+    said = capsys.readouterr().out
+    assert "1 runs, 1 finished" in said and "shown" not in said
+    (experiments / "shower.toml").write_text(arm.format("shown", 'of = "maker/old"\nseeds = [3]'))
+    with pytest.raises(InputError, match="maker/old is not made there in all these games and seeds"):
+        read_experiment(experiments / "shower.toml")
 
 
 def test_the_readmes_tables_are_what_the_report_makes():

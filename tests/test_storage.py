@@ -57,6 +57,11 @@ def test_load_says_what_is_wrong(tmp_path):
         storage.load(path, "encoder")
 
 
+def test_a_table_has_a_column_for_whatever_a_row_has(tmp_path):
+    storage.write_csv(tmp_path / "a.csv", [{"a": 1.23456, "b": "x, y"}, {"a": np.float64(2), "c": 3}], ".3g")
+    assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1.23,"x, y",\n2,,3\n'
+
+
 class RunsCode:
     def __reduce__(self):
         return os.mkdir, ("was_run",)
