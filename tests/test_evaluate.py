@@ -47,11 +47,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", ["pong", "breakout"])
 def test_scores_are_those_of_gymnasium(agents, name, tmp_path):
     """`RecordEpisodeStatistics` around the same games, played by the same agent, in the order of environments."""
-    args = Args(checkpoint=(agents[name],), episodes=4, num_envs=2, sample=True, output_dir=str(tmp_path), max_frames_per_game=4000)
+    args = Args(checkpoint=(agents[name],), episodes=4, num_envs=2, sample=True, output_dir=str(tmp_path), max_frames_per_game=2000)
     main(args)
     agent = storage.load_agent(Path(agents[name]))
     env_id = storage.load(Path(agents[name]), "checkpoint")["args"]["env_id"]
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(env_id, 2, max_frames_per_game=4000))
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(env_id, 2, max_frames_per_game=2000))
     obs, _ = envs.reset(seed=env_seeds(2, 1, STREAM))
     torch.manual_seed(1)
     games = [[], []]

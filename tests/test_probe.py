@@ -54,7 +54,7 @@ def test_the_table(tmp_path, pretrained_dir, capsys):
     """Trained and untrained models, raw pixels, all models together and all but each one; what one adds is the difference."""
     models = ("state_representation", "autoencoder")
     output = tmp_path / "probes_<Game>.csv"
-    main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, epochs=4, output=str(output)))
+    main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, epochs=2, output=str(output)))
     with open(tmp_path / "probes_Pong.csv", newline="") as file:
         rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
     assert list(rows) == [

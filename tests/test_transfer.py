@@ -296,7 +296,7 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
     losses = []
     loss_of = dqn_bt_atari.td_loss
     monkeypatch.setattr(dqn_bt_atari, "td_loss", lambda *rest: (losses.append(loss_of(*rest)), losses[-1])[1])
-    args = make_args(tmp_path, total_timesteps=400, target_network_frequency=160, exploration_fraction=0.5)
+    args = make_args(tmp_path, total_timesteps=280, target_network_frequency=160, exploration_fraction=0.5)
     run = main(args)
 
     torch.manual_seed(args.seed)
@@ -319,8 +319,8 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
     obs, _ = envs.reset(seed=env_seeds(4, 1, 0, 0))
     games = [[] for _ in range(4)]
     step, mine = 0, []
-    while step < 400:
-        epsilon = max(0.01, 1 + (0.01 - 1) * step / 200)
+    while step < 280:
+        epsilon = max(0.01, 1 + (0.01 - 1) * step / 140)
         with torch.no_grad():
             best = q(online, head, obs).argmax(dim=1).numpy()
         random = explore.random(4) < epsilon
@@ -354,7 +354,7 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
         if step % 160 == 0:
             target = copy_of(online, head)
     envs.close()
-    assert len(losses) == len(mine) == 80
+    assert len(losses) == len(mine) == 50
     np.testing.assert_allclose([loss.item() for loss, _ in losses], mine, rtol=1e-3, atol=1e-6)
     trained = storage.load(run / "checkpoint.pt", "checkpoint")["agent"]
     for name, tensor in online.state_dict().items():
