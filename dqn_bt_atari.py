@@ -74,11 +74,11 @@ class Args:
     flights: bool = False
     """explore with flights of the pre-trained policy"""
     flight_probability: float = 0.01
-    """how probable it is, at each step off a flight, that one begins with it"""
+    """how probable it is, at each step off a flight, that one begins with it (ours: no published value was found)"""
     flight_exponent: float = 2.0
     """a flight of n steps has a probability proportional to n to the minus this (zeta distribution) ..."""
     flight_cap: int = 100
-    """... up to this many steps, and 0 beyond"""
+    """... up to this many steps, and 0 beyond (ours: without a cap the distribution has no mean)"""
     extra_action: bool = False
     """one more action: what the pre-trained policy would do"""
     fine_tune: bool = False
@@ -200,18 +200,18 @@ class ReplayBuffer:
         self.terminals = np.zeros(shape, dtype=bool)
         self.acted = np.zeros(shape, dtype=bool)  # False where a game was cut off
         self.older = np.zeros(shape, dtype=np.uint8)  # how many frames of the same game came before, at most 3
-        self.written = np.zeros(num_envs, dtype=np.int64)  # slots written so far; slot i is at place i % per_env
+        self.written = np.zeros(num_envs, dtype=np.int64)  # slots written so far; slot i is at index i % per_env
         self.age = np.zeros(num_envs, dtype=np.uint8)  # `older` of the next slot
 
     def __len__(self) -> int:
         return int(np.minimum(self.written, self.per_env).sum())
 
     def _write(self, envs: np.ndarray, frames: np.ndarray, **values: np.ndarray | bool) -> None:
-        places = self.written[envs] % self.per_env
-        self.frames[envs, places] = frames
-        self.older[envs, places] = self.age[envs]
+        index = self.written[envs] % self.per_env
+        self.frames[envs, index] = frames
+        self.older[envs, index] = self.age[envs]
         for name, value in values.items():
-            getattr(self, name)[envs, places] = value
+            getattr(self, name)[envs, index] = value
         self.written[envs] += 1
         self.age[envs] = np.minimum(self.age[envs] + 1, 3)
 
@@ -238,7 +238,7 @@ class ReplayBuffer:
     def cut_off(self, envs: np.ndarray, frames: np.ndarray) -> None:
         """The games of these environments (n,) stop here, but not because they ended: frames uint8 (n, 84, 84) show where they stand.
 
-        Must come before `age` knows of the next game, that is between `add` with game_over=False and the next `add`.
+        Call it right after `add`, to which these environments' games were not over.
         """
         self._write(envs, frames, acted=False, terminals=False, rewards=0.0)
         self.age[envs] = 0
@@ -273,16 +273,16 @@ class ReplayBuffer:
         returns, discounts = np.zeros(len(slots), dtype=np.float32), np.ones(len(slots), dtype=np.float32)
         ahead = slots.copy()
         for _ in range(self.n_step):
-            places = ahead % self.per_env
-            goes_on = (discounts > 0) & self.acted[envs, places]  # a cut-off game's last state stands for the rest by its value
-            returns += np.where(goes_on, discounts * self.rewards[envs, places], 0)
-            discounts = np.where(goes_on, discounts * self.gamma * ~self.terminals[envs, places], discounts).astype(np.float32)
+            index = ahead % self.per_env
+            goes_on = (discounts > 0) & self.acted[envs, index]  # a cut-off game's last state stands for the rest by its value
+            returns += np.where(goes_on, discounts * self.rewards[envs, index], 0)
+            discounts = np.where(goes_on, discounts * self.gamma * ~self.terminals[envs, index], discounts).astype(np.float32)
             ahead += goes_on & (discounts > 0)
-        places = slots % self.per_env
+        index = slots % self.per_env
         arrays = (
             self.stacks(envs, slots),
-            self.actions[envs, places].astype(np.int64),
-            self.by_policy[envs, places],
+            self.actions[envs, index].astype(np.int64),
+            self.by_policy[envs, index],
             returns,
             self.stacks(envs, ahead),
             discounts,
@@ -482,9 +482,9 @@ def main(args: Args) -> Path:
                 raise InputError(
                     f"{run_dir / 'buffer.pt'}: this is the replay buffer of another run; remove it to begin with an empty one."
                 )
-            if stored["global_step"] >= global_step:  # an older one is of a time before this checkpoint: its run went on without saving it
-                buffer.load_state_dict(stored["buffer"])
-                buffer.cut_off(np.arange(args.num_envs), stored["next_frames"].numpy())  # new games begin: see below
+            buffer.load_state_dict(stored["buffer"])  # perhaps somewhat older or newer than the checkpoint: off-policy learning may use it
+            buffer.cut_off(np.arange(args.num_envs), stored["next_frames"].numpy())  # new games begin: see below
+            del stored  # else the file's space would not be freed when a newer one takes its name
     learning_from = max(args.learning_starts, global_step + args.learning_starts - len(buffer))  # the first update comes after this step
 
     writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
@@ -630,7 +630,7 @@ def main(args: Args) -> Path:
         if save_now or improved:  # before best.pt, so that a resumed run knows how good that is
             writer.flush()
             if args.save_buffer and save_now:
-                about = {"env_id": args.env_id, "num_envs": args.num_envs, "size": args.buffer_size, "global_step": global_step}
+                about = {"env_id": args.env_id, "num_envs": args.num_envs, "size": args.buffer_size}
                 contents = {"buffer": buffer.state_dict(), "next_frames": torch.from_numpy(obs[:, -1].copy())}
                 storage.save({"kind": "replay buffer"} | about | contents, run_dir / "buffer.pt")
             save(run_dir / "checkpoint.pt")

@@ -10,8 +10,8 @@ Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of 
 whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO and its network are those of
 ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
 
-The policy never learns the game's score, which is only reported (`charts/episodic_return`), nor of lost lives. What it explores is measured
-where the player's place is known in the console's memory.
+The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost lives; what the
+screen shows of both stays visible. What it explores is measured where the player's place is known in the console's memory.
 
 The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
 intrinsic reward, advantages, update, log, save.
@@ -45,7 +45,7 @@ from ppo_e2e_atari import Agent, compute_advantages, layer_init, nature_cnn, ppo
 from storage import InputError
 
 SCRIPT = "pretrain_policy_atari"  # what a checkpoint of this script calls itself
-MIN_DISTANCE = 0.008  # NGU's constants (table 1 and algorithm 1): nearer than this, in units of the mean distance, is the same place
+MIN_DISTANCE = 0.008  # NGU's constants (table 1 and algorithm 1): nearer than this, in units of the mean distance, is the same
 KERNEL_EPSILON = 1e-4
 KERNEL_CONSTANT = 0.001
 MAX_SIMILARITY = 8.0
@@ -77,15 +77,15 @@ class Args:
     intrinsic: Literal["ngu", "rnd"] = "ngu"
     """the reward: ngu (episodic novelty times lifelong novelty) or rnd (lifelong novelty alone)"""
     memory_size: int = 30_000
-    """ngu: places that the episodic memory of one game holds; the oldest go first"""
+    """ngu: embeddings that the episodic memory of one game holds; the oldest go first"""
     num_neighbours: int = 10
-    """ngu: how many nearest places of this game a place is compared with"""
+    """ngu: how many nearest embeddings of this game a new one is compared with"""
     max_lifelong: float = 5.0
     """ngu: the lifelong factor is clipped to [1, this]"""
     predictor_share: float = 0.25
     """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon"""
     intrinsic_learning_rate: float = 2.5e-4
-    """Adam's learning rate for the predictor and the embedding of places"""
+    """Adam's learning rate for the predictor and the embedding"""
     intrinsic_minibatch: int = 64
     """their minibatch; they see each step once"""
 
@@ -157,9 +157,12 @@ def check_args(args: Args) -> None:
     if min(args.seed, args.torch_threads, args.learning_rate, args.intrinsic_learning_rate, args.coverage_interval) < 0:
         raise InputError("--seed, --torch-threads, --coverage-interval and the learning rates must not be negative.")
     if args.num_neighbours > args.memory_size:
-        raise InputError(f"--num-neighbours {args.num_neighbours}: the memory holds only --memory-size {args.memory_size} places.")
+        raise InputError(f"--num-neighbours {args.num_neighbours}: the memory holds only --memory-size {args.memory_size} embeddings.")
     if not 0 < args.predictor_share <= 1:
         raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
+    for name in ("gamma", "gae_lambda", "repeat_action_probability"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
     if args.max_lifelong < 1:
         raise InputError(f"--max-lifelong must be at least 1, not {args.max_lifelong}.")
     if args.total_timesteps < batch_size:
@@ -197,14 +200,14 @@ class RunningMoments(nn.Module):
 
 
 class EpisodicMemory:
-    """The places that each environment's present game has been to, and how new another one would be (NGU, section 2 and algorithm 1).
+    """Embeddings of what each environment's present game has shown, and how new another one is (NGU, section 2 and algorithm 1).
 
-    The sum over the nearest neighbours is a kernel estimate of how often this place was visited in this game; one over its root is the
-    usual bonus for counts.
+    The sum over the nearest neighbours is a kernel estimate of how often the like was seen in this game; one over its root is the usual
+    bonus for counts.
     """
 
     def __init__(self, num_envs: int, size: int, features: int, num_neighbours: int, device: torch.device):
-        self.places = torch.zeros((num_envs, size, features), device=device)
+        self.embeddings = torch.zeros((num_envs, size, features), device=device)
         self.visits = torch.zeros(num_envs, dtype=torch.int64, device=device)  # how many were ever put in, in this game
         self.num_neighbours = num_neighbours
 
@@ -212,20 +215,20 @@ class EpisodicMemory:
         """Empty the memories where envs (num_envs,) bool says so: another game begins there."""
         self.visits[envs] = 0
 
-    def novelty(self, place: torch.Tensor, distances: RunningMoments) -> torch.Tensor:
+    def novelty(self, embedding: torch.Tensor, distances: RunningMoments) -> torch.Tensor:
         """How new (num_envs, features) is in each environment's game: (num_envs,), 0 where it is all too familiar.
 
-        Also 0 as long as the memory holds fewer than `num_neighbours` places: the first steps of each game would else look like the newest
-        of all, and ending games would pay. Updates `distances`, the running mean of squared distances to the neighbours.
+        Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: the first steps of each game would else look like the
+        newest of all, and ending games would pay. Updates `distances`, the running mean of squared distances to the neighbours.
         """
-        k, size = self.num_neighbours, self.places.shape[1]
+        k, size = self.num_neighbours, self.embeddings.shape[1]
         held = self.visits.clamp(max=size)
         known = held >= k
         if not known.any():
-            return torch.zeros(len(place), device=place.device)
+            return torch.zeros(len(embedding), device=embedding.device)
         filled = int(held.max())
-        squared = (self.places[:, :filled] - place[:, None]).square().sum(dim=2)  # (num_envs, filled)
-        squared[torch.arange(filled, device=place.device) >= held[:, None]] = torch.inf
+        squared = (self.embeddings[:, :filled] - embedding[:, None]).square().sum(dim=2)  # (num_envs, filled)
+        squared[torch.arange(filled, device=embedding.device) >= held[:, None]] = torch.inf
         nearest = squared.topk(k, dim=1, largest=False).values  # (num_envs, k)
         distances.update(nearest[known].flatten())
         normalised = nearest / distances.mean.float().clamp(min=1e-8)
@@ -233,9 +236,9 @@ class EpisodicMemory:
         similarity = kernel.sum(dim=1).sqrt() + KERNEL_CONSTANT
         return torch.where(known & (similarity <= MAX_SIMILARITY), 1 / similarity, 0.0)
 
-    def add(self, place: torch.Tensor) -> None:
-        """Put one place per environment (num_envs, features) into the memories; the oldest goes where one is full."""
-        self.places[torch.arange(len(place), device=place.device), self.visits % self.places.shape[1]] = place
+    def add(self, embedding: torch.Tensor) -> None:
+        """Put one embedding per environment (num_envs, features) into the memories; the oldest goes where one is full."""
+        self.embeddings[torch.arange(len(embedding), device=embedding.device), self.visits % self.embeddings.shape[1]] = embedding
         self.visits += 1
 
 
@@ -248,7 +251,7 @@ class IntrinsicReward(nn.Module):
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
         self.args = args
-        # A place is what the player can influence: what tells which action was taken between one observation and the next (NGU, fig. 1)
+        # Embedded is what the player can influence: what tells which action was taken between one observation and the next (NGU, fig. 1)
         self.embedding = nature_cnn(4, 32)[:-1]  # without its last ReLU
         self.inverse = nn.Sequential(layer_init(nn.Linear(64, 128)), nn.ReLU(), layer_init(nn.Linear(128, num_actions), 0.01))
         # Lifelong novelty: what a trained network cannot yet say of a random one's output (RND, section 2.2)
@@ -269,10 +272,10 @@ class IntrinsicReward(nn.Module):
         return ((frames.to(torch.float32, memory_format=torch.channels_last) - self.pixels.mean.float()) / deviation).clamp(-5, 5)
 
     def embed(self, obs: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 4, 84, 84) -> place (B, 32)."""
+        """uint8 (B, 4, 84, 84) -> embedding (B, 32): NGU's controllable state."""
         return self.embedding(self.whiten(obs))
 
-    def surprise(self, obs: torch.Tensor) -> torch.Tensor:
+    def prediction_error(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> the predictor's mean squared error on the newest frame (B,)."""
         x = self.whiten(obs[:, -1:])
         return (self.predictor(x) - self.target(x)).square().mean(dim=1)
@@ -293,18 +296,18 @@ class IntrinsicReward(nn.Module):
         num_steps, num_envs = game_over.shape
         seen = obs[1:].flatten(0, 1)
         self.pixels.update(seen[:, -1])
-        error = torch.cat([self.surprise(part) for part in seen.split(256)]).view(num_steps, num_envs)
+        error = torch.cat([self.prediction_error(part) for part in seen.split(256)]).view(num_steps, num_envs)
         self.errors.update(error.flatten())
         if self.args.intrinsic == "rnd":
             lifelong, episodic = error, torch.ones_like(error)
         else:
             lifelong = (1 + (error - self.errors.mean) / self.errors.var.sqrt().clamp(min=1e-8)).float().clamp(1, self.args.max_lifelong)
-            places = torch.cat([self.embed(part) for part in seen.split(256)]).view(num_steps, num_envs, -1)
+            embeddings = torch.cat([self.embed(part) for part in seen.split(256)]).view(num_steps, num_envs, -1)
             episodic = torch.zeros_like(error)
             for t in range(num_steps):
                 memory.forget(game_over[t])
-                episodic[t] = memory.novelty(places[t], self.distances)
-                memory.add(places[t])
+                episodic[t] = memory.novelty(embeddings[t], self.distances)
+                memory.add(embeddings[t])
         reward = episodic * lifelong
         discounted = []
         for t in range(num_steps):  # divide by the running standard deviation of the discounted sum (RND, section 2.4)
@@ -324,7 +327,7 @@ class IntrinsicReward(nn.Module):
             same_game: bool (B,), whether no game ended in between: only then the action explains the difference.
             learns: bool (B,), the share of the steps that the predictor learns from.
         """
-        lifelong = (self.surprise(next_obs) * learns).sum() / learns.sum().clamp(min=1)
+        lifelong = (self.prediction_error(next_obs) * learns).sum() / learns.sum().clamp(min=1)
         if self.args.intrinsic == "rnd":
             return {"predictor": lifelong}
         logits = self.inverse(torch.cat([self.embed(obs), self.embed(next_obs)], dim=1))
@@ -465,6 +468,7 @@ def main(args: Args) -> Path:
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
     ends = torch.zeros((args.num_steps + 1, args.num_envs), device=device)  # 1 where a return must not go on from the step before
+    cut_values = torch.zeros((args.num_steps, args.num_envs), device=device)  # value of the last state of a game that was cut off there
     episodic = args.intrinsic == "ngu" if args.episodic_return == "auto" else args.episodic_return
 
     if not checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
@@ -501,6 +505,7 @@ def main(args: Args) -> Path:
         if iteration > first_iteration:
             obs[0] = obs[-1]
         finished = []
+        cut_values.zero_()
         for step in range(args.num_steps):
             with torch.no_grad():
                 actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step])
@@ -508,7 +513,11 @@ def main(args: Args) -> Path:
             obs[step + 1] = processes.to_device(next_obs, device)
             game_over[step] = torch.from_numpy(terminated | truncated)
             if episodic:
-                ends[step + 1] = torch.from_numpy(terminated)
+                ends[step + 1] = game_over[step]
+                cut_off = np.flatnonzero(truncated & ~terminated)
+                if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+                    with torch.no_grad():
+                        cut_values[step, cut_off] = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
             for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
                 finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
         global_step += batch_size
@@ -519,7 +528,8 @@ def main(args: Args) -> Path:
         # Advantages
         with torch.no_grad():
             next_value = agent.get_value(obs[-1])
-        advantages, returns = compute_advantages(rewards["reward"], values, ends[:-1], next_value, ends[-1], args.gamma, args.gae_lambda)
+        to_go = rewards["reward"] + args.gamma * cut_values
+        advantages, returns = compute_advantages(to_go, values, ends[:-1], next_value, ends[-1], args.gamma, args.gae_lambda)
 
         # Update
         b_obs, b_next_obs = obs[:-1].flatten(0, 1), obs[1:].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What both PPO scripts need to be fast on any machine: several processes that train one agent, transfers, and checks of speed flags.
+"""What the training scripts need to be fast on any machine: several processes that train one agent, transfers, and checks of speed flags.
 
 `torchrun --nproc-per-node 2 <script> ...` starts several processes.
 

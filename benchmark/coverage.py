@@ -48,17 +48,20 @@ class Args:
     """<output>_games.csv, <output>_steps.csv and <output>.png"""
 
 
-def whole_games(act: Callable[[np.ndarray], np.ndarray], env_id: str, seeds: np.ndarray, max_frames_per_game: int) -> list[dict[str, int]]:
+def whole_games(
+    act: Callable[[np.ndarray], np.ndarray], env_id: str, seeds: np.ndarray, max_frames_per_game: int, sticky: float = 0.0
+) -> list[dict[str, int]]:
     """Play one game per seed, side by side, and count each one's places.
 
     Args:
         act: uint8 (B, 4, 84, 84) -> actions (B,).
+        sticky: how often the emulator repeats the action before.
 
     Returns:
         Of each game its length in agent steps, its "places", and, where the game has several, its "rooms".
     """
     where = list(POSITION[game_name(env_id)])
-    envs = [make_env(env_id, max_frames_per_game=max_frames_per_game) for _ in seeds]
+    envs = [make_env(env_id, sticky, max_frames_per_game) for _ in seeds]
     obs = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)])
     seen: list[set[bytes]] = [set() for _ in envs]
     lengths, playing = np.zeros(len(envs), dtype=np.int64), np.arange(len(envs))
@@ -83,7 +86,10 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     game = game_name(env_id)
     agent = storage.load_agent(path)
     num_actions = int(make_env(env_id).action_space.n)
-    flags = pretrain_policy_atari.Args(env_id=env_id, coverage_steps=args.steps, max_frames_per_game=args.max_frames_per_game)
+    sticky = checkpoint["args"]["repeat_action_probability"]
+    flags = pretrain_policy_atari.Args(
+        env_id=env_id, coverage_steps=args.steps, max_frames_per_game=args.max_frames_per_game, repeat_action_probability=sticky
+    )
     by_game, by_steps = [], []
     for number in range(args.sets + 1):  # the last one is the whole games
         rng = np.random.default_rng(number)
@@ -95,7 +101,7 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
         for who, act in players.items():
             about = {"game": game, "who": who, "trained_steps": trained if who == "policy" else 0}
             if number == args.sets:
-                found = whole_games(act, env_id, env_seeds(args.games, 1, 2, 1_000_000_006), args.max_frames_per_game)
+                found = whole_games(act, env_id, env_seeds(args.games, 1, 2, 1_000_000_006), args.max_frames_per_game, sticky)
                 by_game += [about | {"number": i} | row for i, row in enumerate(found)]
                 continue
             counts = coverage(act, flags, stream=1_000_000_007 + number)
@@ -153,10 +159,13 @@ def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], path: Pa
 
 def main(args: Args) -> None:
     games_path, steps_path = Path(f"{args.output}_games.csv"), Path(f"{args.output}_steps.csv")
+    policies: dict[str, str] = {}
     for path in args.checkpoint:
         env_id = storage.load(Path(path), "checkpoint")["args"]["env_id"]
         if game_name(env_id) not in POSITION:
             raise InputError(f"{path}: it plays {env_id}, where no place is known; the games with places are {', '.join(POSITION)}.")
+        if policies.setdefault(env_id, path) != path:
+            raise InputError(f"{path}: it plays {env_id}, as {policies[env_id]} does; give one policy per game.")
     if min(args.games, args.sets) < 2 or args.steps < args.every or args.every < 8:
         raise InputError("--games and --sets must be at least 2, --every at least 8, and --steps at least as many as --every.")
     if args.checkpoint:

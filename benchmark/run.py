@@ -41,6 +41,7 @@ all files that fit.
 import csv
 import fcntl
 import glob
+import importlib
 import importlib.metadata
 import json
 import os
@@ -55,7 +56,7 @@ import threading
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -308,7 +309,7 @@ class Runner:
                 raise RuntimeError(f"{word}: there is no such file")
             words += found
         with open(log, "a") as output:
-            output.write(f"$ python {command}\n")
+            output.write(f"# revision {revision() or 'unknown'}\n$ python {command}\n")
             output.flush()
             child = subprocess.Popen(
                 [sys.executable, *words],
@@ -329,11 +330,20 @@ class Runner:
         """Train to the end, from the checkpoint if there is one; returns the run's folder."""
         folder = self.work_dir(run.name)
         command = self.filled(run.commands[0], run)
-        steps = re.findall(r"--total-timesteps[ =](\d+)", command)  # the last one counts
+        script, *flags = shlex.split(command)
 
         def done(run_dir: Path) -> bool:
-            saved = storage.load(run_dir / "checkpoint.pt", "checkpoint")
-            return saved["global_step"] >= (int(steps[-1]) if steps else saved["args"]["total_timesteps"])
+            """Whether it has made all its steps; raises InputError if they were made with other flags."""
+            path, module = run_dir / "checkpoint.pt", importlib.import_module(Path(script).stem)
+            try:
+                wanted = asdict(tyro.cli(module.Args, args=flags))
+            except SystemExit as error:
+                raise RuntimeError(f"{script} does not know its flags: {shlex.join(flags)}") from error
+            saved = storage.load_checkpoint(path, module.SCRIPT)
+            finished = saved["global_step"] >= wanted["total_timesteps"]
+            if finished:  # how many steps there are to be decides how fast a learning rate falls
+                storage.require_same_settings(path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"})
+            return finished
 
         run_dir = newest_run(folder)
         if run_dir is None:
@@ -385,7 +395,8 @@ class Runner:
                     writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
             about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
             about |= {"threads": self.threads, "resumed": log.read_text().count(" --resume ") if log.is_file() else 0}
-            about |= {"revision": revision(), "finished": time.strftime("%Y-%m-%d")}
+            revisions = re.findall(r"^# revision (.+)$", log.read_text(), re.MULTILINE) if log.is_file() else []
+            about |= {"revision": ", ".join(dict.fromkeys(revisions)), "finished": time.strftime("%Y-%m-%d")}
             write_atomically(result / "run.json", json.dumps(about, indent=1) + "\n")
 
     def work(self, run: Run) -> None:

@@ -137,6 +137,7 @@ def test_killed_and_begun_again(tmp_path):
         assert about["commands"] == [
             f"ppo_e2e_atari.py {slow.split('flags = ')[1].splitlines()[0][1:-1]} --env-id ALE/Pong-v5 --seed {seed}"
         ]
+        assert log.startswith(f"# revision {about['revision']}\n") and about["revision"]
         assert {"torch", "gymnasium", "ale-py", "numpy", "cpu"} <= set(about["machine"])
         evaluation = json.loads((results / f"end_to_end__Pong__{seed}" / "evaluation.json").read_text())
         assert evaluation["results"][0]["games"] == 2 and str(tmp_path) not in json.dumps(evaluation)
@@ -159,6 +160,10 @@ def test_killed_and_begun_again(tmp_path):
     with pytest.raises(InputError, match="made by other commands"):
         title, parsed = read_experiment(tmp_path / "tiny.toml")
         Runner(Args(tmp_path / "tiny.toml", results_dir=str(tmp_path / "results")), parsed).finished(parsed[0])
+    shutil.rmtree(results)  # nor is a finished checkpoint, where the results are gone
+    runner = Runner(Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed)
+    with pytest.raises(InputError, match="--total-timesteps was 1024, now 256"):
+        runner.train(parsed[0], 0, tmp_path / "log.txt")
 
 
 @pytest.mark.slow

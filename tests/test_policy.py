@@ -21,10 +21,19 @@ def make_args(tmp_path, **flags) -> Args:
     return Args(**{"env_id": "ALE/Breakout-v5", "runs_dir": str(tmp_path)} | SMALL | flags)
 
 
-def numpy_novelty(place: np.ndarray, memory: list[np.ndarray], distances: list[float], k: int) -> list[float]:
-    """Never Give Up's algorithm 1, up to the kernel; returns the k squared distances, or nothing where there are too few."""
-    squared = sorted(float(((place - other) ** 2).sum()) for other in memory)[:k]
+def numpy_nearest(embedding: np.ndarray, memory: list[np.ndarray], k: int) -> list[float]:
+    """The k least squared distances to what is in the memory, or nothing where it holds fewer."""
+    squared = sorted(float(((embedding - other) ** 2).sum()) for other in memory)[:k]
     return squared if len(memory) >= k else []
+
+
+def numpy_novelty(nearest: list[float], distances: list[float]) -> float:
+    """Never Give Up's algorithm 1 from there on; `distances` are all that were ever looked at."""
+    if not nearest:
+        return 0.0
+    d = np.maximum(np.array(nearest) / np.mean(distances) - 0.008, 0)
+    s = np.sqrt((1e-4 / (d + 1e-4)).sum()) + 0.001
+    return 1 / s if s <= 8 else 0.0
 
 
 @pytest.mark.parametrize("size", [1000, 12])
@@ -45,15 +54,11 @@ def test_episodic_novelty_equals_numpy(size):
         nearest = []
         for i in range(3):
             held[i] = [] if over[i] else held[i][-size:]
-            nearest.append(numpy_novelty(places[i], held[i], distances, k))
+            nearest.append(numpy_nearest(places[i], held[i], k))
             held[i].append(places[i])
         distances += [d for of_one in nearest for d in of_one]
         for i in range(3):
-            expected = 0.0
-            if nearest[i]:
-                d = np.maximum(np.array(nearest[i]) / np.mean(distances) - 0.008, 0)
-                s = np.sqrt((1e-4 / (d + 1e-4)).sum()) + 0.001
-                expected = 1 / s if s <= 8 else 0.0
+            expected = numpy_novelty(nearest[i], distances)
             assert found[i].item() == pytest.approx(expected, rel=2e-3, abs=1e-6), (step, i)
             seen.add((bool(nearest[i]), expected > 1))
     assert {(False, False), (True, True), (True, False)} <= seen
@@ -117,7 +122,7 @@ def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
         game_over[4, 1] = True
         found = model(obs, game_over, memory)
         with torch.no_grad():
-            error = np.array([model.surprise(obs[t + 1]).numpy() for t in range(8)])
+            error = np.array([model.prediction_error(obs[t + 1]).numpy() for t in range(8)])
             places = [model.embed(obs[t + 1]).numpy() for t in range(8)]
         errors += error.flatten().tolist()
         if kind == "rnd":
@@ -128,12 +133,10 @@ def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
             for t in range(8):
                 if game_over[t, 1]:
                     held[1] = []
-                nearest = [numpy_novelty(places[t][i], held[i], distances, 2) for i in range(2)]
+                nearest = [numpy_nearest(places[t][i], held[i], 2) for i in range(2)]
                 distances += [d for of_one in nearest for d in of_one]
                 for i in range(2):
-                    if nearest[i]:
-                        d = np.maximum(np.array(nearest[i]) / np.mean(distances) - 0.008, 0)
-                        episodic[t, i] = 1 / (np.sqrt((1e-4 / (d + 1e-4)).sum()) + 0.001)
+                    episodic[t, i] = numpy_novelty(nearest[i], distances)
                     held[i].append(places[t][i])
             assert (episodic > 0).sum() == (16 - 4 - 2 if rollout == 0 else 16 - 2)
         for t in range(8):
@@ -156,7 +159,7 @@ def test_what_the_rewards_own_networks_learn_from(tmp_path):
     logits = model.inverse(torch.cat([model.embed(obs), model.embed(next_obs)], dim=1)).detach().double().numpy()
     each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), actions]
     assert losses["inverse"].item() == pytest.approx(each[[0, 2, 3]].mean(), rel=1e-5)
-    assert losses["predictor"].item() == pytest.approx(model.surprise(next_obs)[[1, 3]].mean().item(), rel=1e-5)
+    assert losses["predictor"].item() == pytest.approx(model.prediction_error(next_obs)[[1, 3]].mean().item(), rel=1e-5)
     sum(losses.values()).backward()
     assert all(parameter.grad is None for parameter in model.target.parameters())
     assert all(parameter.grad.any() for part in (model.predictor, model.embedding) for parameter in part.parameters())
@@ -217,6 +220,38 @@ def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
     assert stops.sum() == stops_there
 
 
+@pytest.mark.parametrize("kind", ["ngu", "rnd"])
+def test_the_frame_limit_is_no_terminal(tmp_path, kind, monkeypatch):
+    """Games of 5 steps: with NGU's reward the fifth step's return is its reward and the discounted value of the game's last state, and no
+    more; with RND's it goes on into the next game."""
+    make, compute, calls, last = pretrain_policy_atari.make_envs, pretrain_policy_atari.compute_advantages, [], []
+
+    def recording(*rest):
+        envs = make(*rest)
+        step = envs.step
+        envs.step = lambda actions: (last.append(step(actions)), last[-1])[1]
+        return envs
+
+    monkeypatch.setattr(pretrain_policy_atari, "make_envs", recording)
+    watched = lambda *rest: (calls.append((rest, compute(*rest))), compute(*rest))[1]  # noqa: E731
+    monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
+    args = make_args(tmp_path, intrinsic=kind, num_neighbours=3, max_frames_per_game=20)
+    main(args)
+    (rewards, *_), (_, returns) = calls[0]
+    torch.manual_seed(args.seed)
+    untrained = pretrain_policy_atari.Agent(4)
+    of_training = [info["final_obs"] for _, _, _, truncated, info in last if truncated.all()]
+    warm_up = 128 // 5  # games of the warm-up come first
+    with torch.no_grad():
+        value = untrained.get_value(torch.from_numpy(np.stack(of_training[warm_up])))
+    if kind == "ngu":  # the next game's first state is worth nothing: its memory is empty
+        torch.testing.assert_close(rewards[4], 0.99 * value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(returns[4], rewards[4])
+    else:
+        assert (rewards[4] > 0).all() and not torch.isclose(returns[4], rewards[4], rtol=1e-3).any()
+    assert value.abs().min() > 1e-4
+
+
 def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
     run = main(make_args(tmp_path))
     first = storage.load(run / "checkpoint.pt", "checkpoint")
@@ -237,6 +272,7 @@ def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
         ({"resume": "nothing.pt"}, "there is no such file"),
         ({"num_neighbours": 0}, "--num-neighbours must be at least 1"),
         ({"num_neighbours": 11, "memory_size": 10}, "the memory holds only"),
+        ({"gamma": 1.5}, "--gamma must be from 0 to 1"),
         ({"predictor_share": 0.0}, "--predictor-share must be above 0"),
         ({"memory_size": 10**10}, "the episodic memories need .* GB"),
         ({"num_minibatches": 3}, "--num-minibatches 3 must divide the 64 steps"),

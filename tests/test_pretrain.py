@@ -141,9 +141,11 @@ def test_collecting_goes_on_where_it_was(folder):
 
 
 def test_an_expert_plays_its_share(tmp_path):
-    import ppo_e2e_atari
+    """An agent of any script may; here a policy that was trained without reward."""
+    import pretrain_policy_atari
 
-    run = ppo_e2e_atari.main(ppo_e2e_atari.Args(total_timesteps=32, num_envs=2, num_steps=16, runs_dir=str(tmp_path / "runs")))
+    flags = {"total_timesteps": 32, "num_envs": 2, "num_steps": 16, "runs_dir": str(tmp_path / "runs"), "cuda": False}
+    run = pretrain_policy_atari.main(pretrain_policy_atari.Args(**flags))
     args = small_args(tmp_path, num_frames=3600, expert_checkpoint=str(run / "checkpoint.pt"), encoders=("autoencoder",), steps=1)
     main(args)
     with pytest.raises(InputError, match=r"plays ALE/Pong-v5, not ALE/Breakout-v5"):

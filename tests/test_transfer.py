@@ -137,7 +137,7 @@ def test_flight_lengths_follow_the_capped_zeta_distribution():
     flights = Flights(1, 1.0, 2.0, 100, np.random.default_rng(0))
     total = sum(1 / n**2 for n in range(1, 101))
     np.testing.assert_allclose(flights.lengths, [1 / n**2 / total for n in range(1, 101)], rtol=1e-12)
-    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(3.17, abs=0.005)  # the published cap's mean
+    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(3.17, abs=0.005)  # the cap's mean
     drawn = []
     for _ in range(20_000):  # with probability 1, the next flight begins as soon as one ends: read how long each was
         flights.step()
@@ -174,7 +174,10 @@ def test_main_ends_flights_with_the_games(tmp_path, policy, monkeypatch):
 
 
 def test_flights_leave_other_draws_alone(tmp_path, policy, monkeypatch):
-    """Until the first flight, a run with flights is the run without; what is drawn for epsilon and replay is the same throughout."""
+    """Until the first flight, a run with flights is the run without; what is drawn for epsilon and replay is the same throughout.
+
+    (What is drawn from the buffer depends on how much is in it alone, and all of these games are cut off at the same steps.)
+    """
     sent = []
     make = dqn_bt_atari.make_envs
 
@@ -188,9 +191,9 @@ def test_flights_leave_other_draws_alone(tmp_path, policy, monkeypatch):
     states = []
     for flags in ({}, {"flights": True, "flight_probability": 0.2, "pretrained_policy": policy}):
         sent.append([])
-        run = main(make_args(tmp_path, total_timesteps=200, **flags))
+        run = main(make_args(tmp_path, total_timesteps=200, max_frames_per_game=160, **flags))
         states.append(storage.load(run / "checkpoint.pt", "checkpoint")["streams"])
-    assert states[0]["epsilon"] == states[1]["epsilon"] and states[0]["flights"] != states[1]["flights"]
+    assert all(states[0][name] == states[1][name] for name in ("epsilon", "replay")) and states[0]["flights"] != states[1]["flights"]
     same = np.mean([a == b for a, b in zip(*sent, strict=True)])
     flights = Flights(4, 0.2, 2.0, 100, np.random.default_rng([1, 2]))
     first = next(t for t in range(200) if flights.step().any())
@@ -243,8 +246,12 @@ def test_without_the_extra_action_the_policys_steps_teach_the_games_action_only(
     np.testing.assert_allclose(online.q.grad, [[0, -0.45], [0, 0]], rtol=1e-6)
 
 
-def test_the_extra_action_sends_the_policys_action(tmp_path, policy, monkeypatch):
-    """A network that always prefers the extra action, no random actions: the games, and the buffer, receive what the policy drew."""
+@pytest.mark.parametrize("how", ["extra_action", "flights", "random"])
+def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how):
+    """The games, and the buffer, receive what the policy drew: where the network prefers the extra action, on flights, and at random.
+
+    At random, the extra one is one of five actions.
+    """
     drawn, sent, kept = [], [], []
     make, load, add, init = dqn_bt_atari.make_envs, dqn_bt_atari.load_policy, ReplayBuffer.add, QNetwork.__init__
 
@@ -262,18 +269,26 @@ def test_the_extra_action_sends_the_policys_action(tmp_path, policy, monkeypatch
 
     def biased(self, *rest):
         init(self, *rest)
-        nn.init.constant_(self.q.bias[-1], 1000.0)
+        nn.init.constant_(self.q.bias[-1 if how == "extra_action" else 0], 1000.0)
 
     monkeypatch.setattr(dqn_bt_atari, "make_envs", recording_envs)
     monkeypatch.setattr(dqn_bt_atari, "load_policy", recording_policy)
     monkeypatch.setattr(QNetwork, "__init__", biased)
     monkeypatch.setattr(ReplayBuffer, "add", lambda self, *rest: (kept.append(rest[1:3]), add(self, *rest))[1])
-    main(make_args(tmp_path, total_timesteps=160, extra_action=True, pretrained_policy=policy, start_e=0.0, end_e=0.0))
-    assert len(sent) == len(drawn) == 40 and len({action for row in sent for action in row}) == 4
-    for actions, received, (stored, by_policy) in zip(drawn, sent, kept, strict=True):
-        np.testing.assert_array_equal(received, actions)
-        np.testing.assert_array_equal(stored, actions)
+    epsilon = 1.0 if how == "random" else 0.0
+    flags = {"flights": True, "flight_probability": 1.0} if how == "flights" else {"extra_action": True}
+    main(make_args(tmp_path, total_timesteps=160, pretrained_policy=policy, start_e=epsilon, end_e=epsilon, **flags))
+    assert len(sent) == 40 and len({action for row in sent for action in row}) == 4
+    np.testing.assert_array_equal(sent, [stored for stored, _ in kept])
+    by_policy = np.array([marked for _, marked in kept])
+    if how == "random":
+        assert 20 <= by_policy.sum() <= 46  # of 160, a fifth; outside with one seed in 130 (binomial)
+    else:
         assert by_policy.all()
+    steps = np.flatnonzero(by_policy.any(axis=1))
+    assert len(drawn) == len(steps)  # once for each step at which it acts
+    for actions, step in zip(drawn, steps, strict=True):
+        np.testing.assert_array_equal(sent[step][by_policy[step]], actions[by_policy[step]])
 
 
 def test_fine_tuning_takes_the_convolutions_alone(policy):
@@ -292,15 +307,18 @@ def test_fine_tuning_takes_the_convolutions_alone(policy):
 
 
 def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
-    """Written again from the papers, on lists of whole observations; the same seeds must give the same losses, update for update."""
+    """Written again from the papers, on lists of whole observations; the same seeds must give the same losses, update for update.
+
+    Lives are lost, and games are cut off after 60 steps: there the return ends with the value of the game's last state.
+    """
     losses = []
     loss_of = dqn_bt_atari.td_loss
     monkeypatch.setattr(dqn_bt_atari, "td_loss", lambda *rest: (losses.append(loss_of(*rest)), losses[-1])[1])
-    args = make_args(tmp_path, total_timesteps=280, target_network_frequency=160, exploration_fraction=0.5)
+    args = make_args(tmp_path, total_timesteps=280, target_network_frequency=160, exploration_fraction=0.5, max_frames_per_game=240)
     run = main(args)
 
     torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, 4, life_loss_info=True)
+    envs = make_envs(args.env_id, 4, life_loss_info=True, max_frames_per_game=240)
     online, target = ppo_e2e_atari.nature_cnn(), None
     head = ppo_e2e_atari.layer_init(nn.Linear(512, 4), 1.0)
     optimizer = torch.optim.Adam([*online.parameters(), *head.parameters()], lr=1e-4, eps=1e-4)
@@ -325,23 +343,28 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
             best = q(online, head, obs).argmax(dim=1).numpy()
         random = explore.random(4) < epsilon
         actions = np.where(random, explore.integers(4, size=4), best)
-        next_obs, reward, terminated, _, _ = envs.step(actions)
+        next_obs, reward, terminated, truncated, info = envs.step(actions)
         for i in range(4):
             games[i].append((obs[i].copy(), actions[i], np.sign(reward[i]), terminated[i]))
+            if truncated[i]:
+                games[i].append((info["final_obs"][i].copy(), None, None, None))
         obs, step = next_obs, step + 4
         if step > 80:
             index = [(i, t) for i in range(4) for t in range(len(games[i]) - 3)]
-            chosen = [index[k] for k in replay.integers(len(index), size=8)]
+            chosen = []
+            while len(chosen) < 8:  # where a game was cut off, nothing was done
+                drawn = [index[k] for k in replay.integers(len(index), size=8 - len(chosen))]
+                chosen += [(i, t) for i, t in drawn if games[i][t][1] is not None]
             errors = []
             for i, t in chosen:
-                total, discount = 0.0, 1.0
-                for _, _, r, end in games[i][t : t + 3]:
+                total, discount, last = 0.0, 1.0, t
+                while last < t + 3 and games[i][last][1] is not None and discount:
+                    _, _, r, end = games[i][last]
                     total += discount * r
                     discount *= 0.99 * (not end)
-                    if end:
-                        break
+                    last += 1
                 with torch.no_grad():
-                    after = [games[i][t + 3][0]]
+                    after = [games[i][last][0]]
                     value = q(*target, after)[0, q(online, head, after)[0].argmax()].item()
                 errors.append(q(online, head, [games[i][t][0]])[0, games[i][t][1]] - (total + discount * value))
             errors = torch.stack(errors)
@@ -355,6 +378,8 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
             target = copy_of(online, head)
     envs.close()
     assert len(losses) == len(mine) == 50
+    assert sum(end is not None and end for game in games for _, _, _, end in game) >= 4  # lives were lost
+    assert [len(game) for game in games] == [71] * 4  # 70 steps, and a game cut off
     np.testing.assert_allclose([loss.item() for loss, _ in losses], mine, rtol=1e-3, atol=1e-6)
     trained = storage.load(run / "checkpoint.pt", "checkpoint")["agent"]
     for name, tensor in online.state_dict().items():
@@ -400,9 +425,11 @@ def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
                 (run / "buffer.pt").write_bytes(b"no")
             with pytest.raises(InputError, match=says):
                 main(make_args(tmp_path, **more))
-        storage.save(stored | {"global_step": 80}, run / "buffer.pt")  # of a time before the checkpoint: not what comes before it
-        main(make_args(tmp_path, **more))
-        assert "the replay buffer holds 0 transitions" in capsys.readouterr().out
+        storage.save(stored, run / "buffer.pt")  # without --save-buffer, the checkpoint goes on and the buffer stays as it is ...
+        main(make_args(tmp_path, **more | {"save_buffer": False}))
+        before = len(updates)
+        main(make_args(tmp_path, **more | {"save_buffer": False, "total_timesteps": 440}))
+        assert len(updates) - before == 10  # ... and serves the next resumption, too: learning goes on at once
 
 
 def test_a_full_buffer_is_stored_and_read_back(tmp_path):
