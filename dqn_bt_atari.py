@@ -443,6 +443,9 @@ def main(args: Args) -> Path:
             policy = load_policy(Path(args.pretrained_policy), args.env_id, device)
     room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
     processes.require_memory(room * 84 * 84, torch.device("cpu"), f"{room:,} transitions of the replay buffer", "lower --buffer-size")
+    if args.save_buffer:  # a new file takes the old one's place only when it is whole
+        folder = Path(args.resume).resolve().parent if args.resume else args.runs_dir
+        storage.require_disk(folder, 2 * room * 84 * 84, "the stored replay buffer and the one before it", "lower --buffer-size")
     if checkpoint:
         run_dir = Path(args.resume).resolve().parent
         storage.require_writable(run_dir)

@@ -149,6 +149,7 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
         raise InputError(f"{frames_path}: holds less than {index_path} says; delete the folder, or choose another --data-dir.")
     if total >= num_frames:
         return
+    storage.require_disk(folder, (num_frames - total) * 84 * 84, f"{num_frames - total:,} frames", "lower --num-frames")
 
     rng = np.random.default_rng([args.seed, total])
     torch.manual_seed(int(rng.integers(2**31)))  # the expert's draws

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -83,6 +84,18 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror}); choose another folder.") from error
+
+
+def require_disk(folder: Path | str, needed: int, what: str, remedy: str) -> None:
+    """Refuse, before the work starts, `needed` bytes that the disk under `folder` (which may not be there yet) has no room for.
+
+    Raises:
+        InputError: says how much is needed, and how much is free.
+    """
+    there = next(path for path in (Path(folder).resolve(), *Path(folder).resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(f"{folder}: {what} need {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free; {remedy}.")
 
 
 def new_run_dir(runs_dir: Path | str, name: str) -> Path:

@@ -81,6 +81,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         storage.require_writable(tmp_path / "file" / "folder")
 
 
+def test_a_disk_without_room_is_refused_before_the_work_starts(tmp_path):
+    storage.require_disk(tmp_path / "not" / "there", 1, "files", "make room")
+    with pytest.raises(InputError, match=r"some: files need 1000000\.00 GB of disk, and \d+\.\d\d GB are free; make room\."):
+        storage.require_disk(tmp_path / "some", 10**15, "files", "make room")
+    assert not (tmp_path / "some").exists()
+
+
 def test_runs_begun_in_one_second_get_folders_of_their_own(tmp_path):
     folders = [storage.new_run_dir(tmp_path / "runs", "Pong__ppo__1") for _ in range(5)]
     assert len(set(folders)) == 5 and all(folder.is_dir() for folder in folders)

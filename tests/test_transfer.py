@@ -2,6 +2,7 @@
 plain agent against a minimal DQN written here, update for update."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -473,8 +474,10 @@ def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["results"][0]["script"] == "dqn_bt_atari"
 
 
-def test_bad_input_is_refused_in_one_sentence(tmp_path, policy):
+def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
     run = main(make_args(tmp_path, total_timesteps=100))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
     for flags, says in (
         ({"flights": True}, "--flights: give the policy as --pretrained-policy"),
         ({"pretrained_policy": policy}, "nothing uses it"),
@@ -487,6 +490,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy):
         ({"flight_probability": 1.5}, "--flight-probability must be from 0 to 1"),
         ({"learning_starts": 3}, "nothing can be learnt before 4 steps"),
         ({"learning_starts": 500}, "the buffer holds only --buffer-size 400"),
+        ({"save_buffer": True, "buffer_size": 10**5, "total_timesteps": 10**5}, r"need 1\.41 GB of disk, and 1\.00 GB are free; lower"),
         ({"buffer_size": 10**12, "total_timesteps": 10**12}, "replay buffer need .* GB, and"),
     ):
         with pytest.raises(InputError, match=says):
