@@ -617,7 +617,7 @@ def main(args: Args) -> Path:
         last = stop or global_step >= args.total_timesteps
         candidate = None
         if args.eval_interval and global_step // args.eval_interval > before // args.eval_interval:
-            num_eval_envs = min(args.eval_episodes, args.num_envs)
+            num_eval_envs = min(args.eval_episodes, 100)  # side by side, as one that lasts until the frame limit holds up all
             eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             with torch.random.fork_rng():  # the policy's draws there are no part of the training
                 play = functools.partial(Agent(q_network, policy, args.end_e).act, greedy=True)

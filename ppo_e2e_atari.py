@@ -500,7 +500,7 @@ def main(args: Args) -> Path | None:
         last = stop or iteration == num_iterations
         candidate = None
         if rank == 0 and args.eval_interval and (global_step // args.eval_interval > (global_step - batch_size) // args.eval_interval):
-            num_eval_envs = min(args.eval_episodes, args.num_envs)
+            num_eval_envs = min(args.eval_episodes, 100)  # side by side, as one that lasts until the frame limit holds up all
             eval_envs = make_envs(args.env_id, num_eval_envs, args.repeat_action_probability, False, args.max_frames_per_game)
             play = functools.partial(agent.act, greedy=True)
             games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))

@@ -406,10 +406,16 @@ def main(args: Args) -> None:
     folder, data_folder = Path(args.pretrained_dir) / game, Path(args.data_dir) / game
     for path in (folder, data_folder, Path(args.runs_dir)):
         storage.require_writable(path)
+    with storage.one_at_a_time(data_folder):
+        make_models(args, folder, data_folder)
+
+
+def make_models(args: Args, folder: Path, data_folder: Path) -> None:
+    """Collect what frames are missing, and train what models are missing."""
     todo: list[str] = []  # one name for each pre-training that has work to do
     for name in args.encoders:
         if (folder / f"{name}.pt").exists() and not args.retrain:
-            load_encoder(folder / f"{name}.pt", game=game)  # refuse a damaged file now
+            load_encoder(folder / f"{name}.pt", game=game_name(args.env_id))  # refuse a damaged file now
             print(f"{folder / name}.pt is stored already; --retrain makes it again")
         elif PRETRAININGS[name] not in [PRETRAININGS[other] for other in todo]:
             together = list(PRETRAININGS[name]().stored_models())

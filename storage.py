@@ -12,10 +12,17 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class InputError(ValueError):
@@ -96,6 +103,19 @@ def require_disk(folder: Path | str, needed: int, what: str, remedy: str) -> Non
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(f"{folder}: {what} need {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free; {remedy}.")
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with the same folder, which must be there. (Not on Windows, where it does nothing.)"""
+    with open(Path(folder) / "lock", "w") as lock:
+        if fcntl:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that is at work in {folder}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def new_run_dir(runs_dir: Path | str, name: str) -> Path:

@@ -3,18 +3,18 @@
     python -m benchmark.report benchmark/experiments/modes_small.toml   # this experiment's
     python -m benchmark.report                                          # all of them, and their tables in README.md and benchmark/README.md
 
-For each game: learning curves against steps and against training time (mean and range over seeds of the mean raw score of the last 100
-games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its evaluation games where
-the experiment asks for them. The interval over runs is a bootstrap at 95% (scipy.stats.bootstrap, percentiles) of their mean, or of their
-interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few seeds it says little, so each seed's
-score is shown.
+For each game: learning curves against steps and against time, evaluations while training included (mean and range over seeds of the mean
+raw score of the last 100 games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its
+evaluation games where the experiment asks for them. The interval over runs is a bootstrap at 95% (scipy.stats.bootstrap, percentiles) of
+their mean, or, called IQM, of their interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few
+seeds it says little, so each seed's score is shown.
 
 What evaluate.py has found in an experiment's chain of steps (a suite of changed games) makes a table of its own: a row per variation, and
 per agent the mean raw score, its 95% interval over games, and the relative score.
 
 In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `evaluations.csv`, `curves_<Game>.png`; without arguments also the
 tables in the READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for
-benchmark/throughput.json.
+benchmark/throughput.json, `scaling` for benchmark/scaling.csv, `probes_<Game>` for probe_encoders.py's table and the stored models.
 """
 
 import csv
@@ -36,6 +36,7 @@ import tyro
 import storage
 from benchmark.learning_curves import running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
+from encoders import load_encoder
 from storage import InputError
 
 READMES = ("README.md", "benchmark/README.md")
@@ -103,7 +104,7 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
     for game in dict.fromkeys(one.run.game for one in finished):
         for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
             mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
-            row = {"game": game, "arm": arm, "steps": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
+            row = {"game": game, "arm": arm, "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
             for name, values in (
                 ("last 100 training games", [one.final for one in mine]),
                 ("evaluation", [one.evaluation for one in mine]),
@@ -112,17 +113,18 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
                     row[name], row[f"{name}: 95%"], row[f"{name}: each seed"] = "", "", ""
                     continue
                 centre, low, high = centre_and_interval(np.array(values))
-                row[name] = f"{centre:.1f}"
+                row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "")
                 row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
                 row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
-            row["training minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
+            row["minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
             row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
             rows.append(row)
     return rows
 
 
 def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
-    """One row per game and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
+    """One row per game, seed and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
+    seeds = {run.seed for run in runs}
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for run in runs:
         if run.trains or not is_finished(run.result_dir(folder), run):
@@ -131,7 +133,8 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
             with open(path, newline="") as file:
                 found = list(csv.DictReader(file))
             for one in found:
-                row = rows.setdefault((run.name, one["game"], one["variation"]), {"game": one["game"], "variation": one["variation"]})
+                about = {"game": one["game"]} | ({"seed": str(run.seed)} if len(seeds) > 1 else {}) | {"variation": one["variation"]}
+                row = rows.setdefault((run.name, one["game"], one["variation"]), about)
                 row["games"] = one["games"]
                 row[one["agent"]] = f"{float(one['mean']):.1f}"
                 row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
@@ -166,7 +169,7 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
             axis.plot(grid / scale, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle="-" if number < 10 else "--")
             if len(mine) > 1:
                 axis.fill_between(grid / scale, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(axes, ("million agent steps", "minutes of training"), strict=True):
+    for axis, label in zip(axes, ("million agent steps", "minutes, with evaluations while training"), strict=True):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("raw score, mean of the last 100 games")
@@ -189,10 +192,60 @@ def throughput_table() -> str:
     return "\n".join(lines)
 
 
+def scaling_table() -> str:
+    """What benchmark/scaling.py has measured, at the smallest and the largest number of models."""
+    with open(ROOT / "benchmark" / "scaling.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = [int(row["models"]) for row in rows]
+    numbers = (min(counts), max(counts))
+    columns = {"trained_parameters": ("parameters", ",.0f"), "training_megabytes": ("training memory (MB)", ".0f")}
+    columns |= {"combine_8_ms": ("step of 8 (ms)", ".1f"), "update_256_ms": ("update of 256 (ms)", ".0f")}
+    found = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        cells = {"mode": f"`{mode}`"}
+        for column, (what, form) in columns.items():
+            for n in numbers:
+                (row,) = (row for row in rows if (row["mode"], int(row["models"])) == (mode, n))
+                cells[f"{what}, N = {n}"] = format(float(row[column]), form)
+        found.append(cells)
+    return markdown(found)
+
+
+def probes_table(game: str) -> str:
+    """What the stored models of a game were trained with, their losses, and what linear probes read from them.
+
+    F1 scores are the trained model's and, in brackets, its random initialisation's.
+    """
+    with open(ROOT / "benchmark" / f"probes_{game}.csv", newline="") as file:
+        rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
+    kinds = [name for name in next(iter(rows.values())) if name.startswith("f1_") and name != "f1_mean"]
+    found = []
+    for (features, weights), row in rows.items():
+        if weights == "untrained" or features.startswith("all but"):
+            continue
+        without, before = rows.get((f"all but {features}", "trained")), rows.get((features, "untrained"))
+        cells = dict.fromkeys(("model", "steps x batch", "held-out loss", "untrained", "median frame"), "")
+        cells["model"] = f"`{features}`" if before else features
+        if before:
+            about = load_encoder(ROOT / "pretrained" / game / f"{features}.pt").description
+            cells["steps x batch"] = f"{about['training']['steps']:,} x {about['training']['batch_size']}"
+            cells["held-out loss"], cells["untrained"] = (f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained"))
+            cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
+        for kind in kinds:
+            cells[f"F1 {kind[3:]}"] = f"{float(row[kind]):.2f}" + (f" ({float(before[kind]):.2f})" if before else "")
+        cells["adds"] = f"{float(without['adds']):+.3f}" if without else ""
+        found.append(cells)
+    return markdown(found)
+
+
 def marked_table(name: str) -> str:
     """The table that belongs where a README says `<!-- report: name -->`."""
     if name == "throughput":
         return throughput_table()
+    if name == "scaling":
+        return scaling_table()
+    if name.startswith("probes_"):
+        return probes_table(name.removeprefix("probes_"))
     folder, runs = ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
     found = tables(folder, runs, read_finished(folder, runs))
     return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."

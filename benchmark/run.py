@@ -8,7 +8,7 @@ Stopped at any moment, even by SIGKILL, the same command goes on: finished runs 
 runs that were started by a killed runner and live on are waited for. What a run leaves in `benchmark/results/<experiment>/<run>/`:
 
 - `curve.csv`: step, seconds of training, and raw score of each finished training game;
-- `evaluation.json`: evaluate.py's results of its best.pt, if the file asks for an evaluation;
+- `evaluation.json`: evaluate.py's results of its best.pt (checkpoint.pt where there is none), if the file asks for an evaluation;
 - `run.json`: the exact commands, versions, machine, and how often it was resumed. It is written last: a run that has it is finished.
 
 An experiment's file (TOML) has a title, and arms; a run is an arm in a game with a seed:
@@ -34,8 +34,8 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
 
 An arm may have games, seeds, flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it needs what that
 arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves
-where they were: {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, a name with a * for
-all files that fit.
+where they were: {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, {runs} for the folder
+of all runs (--runs-dir), a name with a * for all files that fit.
 """
 
 import csv
@@ -145,6 +145,8 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
             raise InputError(f"{path}: after must be a list of names of arms.")
         if "name" not in arm or ("command" in arm) + ("steps" in arm) + ("of" in arm) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
+        if "of" in arm and set(arm) - {"name", "of", "games", "seeds"}:
+            raise InputError(f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s.")
         if "of" in arm and with_others:
             maker, _, other = arm["of"].partition("/")
             theirs = read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
@@ -285,6 +287,7 @@ class Runner:
 
     def filled(self, command: str, run: Run) -> str:
         """The command with the folders of the runs that it builds on."""
+        command = command.replace("{runs}", shlex.quote(str(Path(self.args.runs_dir).resolve())))
         for written, name in run.needs.items():
             if written not in command:
                 continue
@@ -321,6 +324,8 @@ class Runner:
                 start_new_session=True,
             )
         self.children.add(child)
+        if self.stopping.is_set():  # asked for while it was being started
+            child.send_signal(signal.SIGINT)
         code = child.wait()
         self.children.discard(child)
         if code:
@@ -349,7 +354,7 @@ class Runner:
         if run_dir is None:
             self.execute(f"{command} --exp-name {run.arm} --runs-dir {shlex.quote(str(folder.resolve()))}", log, lock)
         elif not done(run_dir):  # with all flags: the script refuses a checkpoint that was made with others
-            self.execute(f"{command} --resume {shlex.quote(str(run_dir / 'checkpoint.pt'))}", log, lock)
+            self.execute(f"{command} --resume {shlex.quote(str((run_dir / 'checkpoint.pt').resolve()))}", log, lock)
         run_dir = newest_run(folder)
         if run_dir is None or not done(run_dir):
             raise RuntimeError(f"the script was stopped before its last step; {log} has what it said")
@@ -414,8 +419,9 @@ class Runner:
         self.done[run.name].set()
 
     def stop(self, *_: Any) -> None:
-        """Ctrl-C or SIGTERM: let each run save a checkpoint and end."""
-        print("\nstopping; the runs save their checkpoints", file=sys.stderr)
+        """Ctrl-C or SIGTERM: let each run save a checkpoint and end; once more: end them at once."""
+        again = self.stopping.is_set()
+        print("\nstopping at once" if again else "\nstopping; the runs save their checkpoints (once more: at once)", file=sys.stderr)
         self.stopping.set()
         for child in list(self.children):
             child.send_signal(signal.SIGINT)

@@ -1,19 +1,26 @@
 """Experiments: read as written, interrupted and taken up again without loss or doubling, and reported from what they left."""
 
 import csv
+import importlib
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
+from torch.utils.tensorboard import SummaryWriter
 
 import benchmark.run
+import evaluate
 from benchmark import report
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
@@ -48,7 +55,7 @@ def wait_for(condition, seconds: float = 300) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_can_be_read(path):
-    """Its scripts are there, their flags are known to them, and a run comes after those it builds on."""
+    """Its scripts are there and take their flags, with their values, and a run comes after those it builds on."""
     title, runs = read_experiment(path)
     runs = [run for run in runs if not run.maker]
     ordered = [run.name for run in in_order_of_needs(runs)]
@@ -56,11 +63,11 @@ def test_every_experiment_can_be_read(path):
     for run in runs:
         assert all(ordered.index(name) < ordered.index(run.name) for name in run.needs.values())
         for command in run.commands:
-            script, *flags = command.split()
-            source = (ROOT / script).read_text()
-            for flag in (flag for flag in flags if flag.startswith("--")):
-                name = flag.removeprefix("--").replace("-", "_")
-                assert re.search(rf"^    ({name}|{name.removeprefix('no_')}): ", source, re.MULTILINE), f"{script} has no {flag}"
+            script, *flags = shlex.split(command)
+            module = importlib.import_module(Path(script).stem)
+            module.check_args(tyro.cli(module.Args, args=flags))
+        if run.evaluate is not None:
+            evaluate.check_args(tyro.cli(evaluate.Args, args=["--checkpoint", "some.pt", *shlex.split(run.evaluate)]))
 
 
 def test_games_seeds_and_placeholders(tmp_path):
@@ -85,6 +92,7 @@ def test_games_seeds_and_placeholders(tmp_path):
         ("arms = 3 4", "this is not TOML"),
         ("[[arms]]\nname = 'a'\ncommand = 'nothing.py'", "there is no script nothing.py"),
         ("[[arms]]\nname = 'a'", "an arm needs a name, and one of: a command, steps"),
+        ("[[arms]]\nname = 'a'\nof = 'other/b'\nflags = '--seed 3'", "beside of, an arm may have games and seeds"),
         ("[[arms]]\nname = 'a'\nof = 'other/b'", "other.toml: there is no such file"),
         ("steps = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "steps: not known here"),
         ("[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py {run:b}'", "needs b__Pong__1, which is not among the runs"),
@@ -105,6 +113,43 @@ def test_runs_that_need_each_other_are_refused(tmp_path):
     path.write_text("".join(arms))
     with pytest.raises(InputError, match="needs itself"):
         in_order_of_needs(read_experiment(path)[1])
+
+
+def test_a_run_that_is_under_way_is_waited_for(tmp_path):
+    """Whoever holds a run's lock is at work on it; only then, and if it left no results, it is done here."""
+    (tmp_path / "chain.toml").write_text('[[arms]]\nname = "chain"\nsteps = ["storage.py"]\n')  # a script that does nothing when it is run
+    (run,) = read_experiment(tmp_path / "chain.toml")[1]
+    runner = Runner(Args(tmp_path / "chain.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), [run])
+    work, result = runner.work_dir(run.name), runner.result_dir(run)
+    work.mkdir(parents=True)
+    for leaves_results in (False, True):
+        with open(work / "lock", "w") as lock:
+            assert benchmark.run.locked(lock.fileno())
+            thread = threading.Thread(target=runner.work, args=(run,))
+            thread.start()
+            thread.join(2.5)
+            assert thread.is_alive() and not (work / "log.txt").exists()
+            if leaves_results:
+                (result / "run.json").write_text(json.dumps({"commands": run.commands, "evaluate": None}))
+        thread.join(60)
+        assert not thread.is_alive() and not runner.failed
+        assert (work / "log.txt").exists() != leaves_results and (result / "run.json").is_file()
+        shutil.rmtree(result)
+        result.mkdir()
+        (work / "log.txt").unlink(missing_ok=True)
+
+
+def test_games_over_a_resumption(tmp_path, monkeypatch):
+    """Steps that the checkpoint had not seen are shown once, and the time in between is not time of training."""
+    for began, games, purge in ((1000.0, {10: (1005.0, 3), 20: (1010.0, 4), 30: (1020.0, 5)}, None), (5000.0, {25: (5006.0, 7)}, 21)):
+        monkeypatch.setattr(time, "time", lambda began=began: began)
+        with SummaryWriter(str(tmp_path), purge_step=purge, filename_suffix=str(began)) as writer:
+            for step, (when, score) in games.items():
+                writer.add_scalar("charts/episodic_return", score, step, walltime=when)
+        newest = max(tmp_path.glob("events*"), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(newest, (began, began))
+    # 20 seconds until the first writer's last word, of which the purged game's are a part, and 6 of the second one's
+    assert benchmark.run.games_of(tmp_path) == [(10, 5.0, 3.0), (20, 10.0, 4.0), (25, 26.0, 7.0)]
 
 
 def test_killed_and_begun_again(tmp_path):
@@ -266,5 +311,5 @@ def test_the_readmes_tables_are_what_the_report_makes():
                 assert (ROOT / "benchmark" / "results" / name / "table.md").read_text() == table + "\n"
         assert after == text
         marked += names
-    assert "throughput" in marked
+    assert {"throughput", "scaling", "probes_Pong"} <= set(marked)
     assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"

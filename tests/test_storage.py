@@ -88,6 +88,29 @@ def test_a_disk_without_room_is_refused_before_the_work_starts(tmp_path):
     assert not (tmp_path / "some").exists()
 
 
+def work_there(folder, entered, leave):
+    with storage.one_at_a_time(folder):
+        entered.set()
+        leave.wait(60)
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    """The second one waits for the first, and gets its turn also if the first is killed."""
+    context = multiprocessing.get_context("fork")
+    events = [context.Event() for _ in range(4)]
+    first = context.Process(target=work_there, args=(tmp_path, *events[:2]), daemon=True)
+    second = context.Process(target=work_there, args=(tmp_path, *events[2:]), daemon=True)
+    first.start()
+    assert events[0].wait(60)
+    second.start()
+    assert not events[2].wait(0.5)
+    first.kill()
+    assert events[2].wait(60)
+    events[3].set()
+    second.join(60)
+    assert second.exitcode == 0
+
+
 def test_runs_begun_in_one_second_get_folders_of_their_own(tmp_path):
     folders = [storage.new_run_dir(tmp_path / "runs", "Pong__ppo__1") for _ in range(5)]
     assert len(set(folders)) == 5 and all(folder.is_dir() for folder in folders)
