@@ -9,11 +9,14 @@ evaluation games where the experiment asks for them. The interval over runs is a
 their mean, or, called IQM, of their interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few
 seeds it says little, so each seed's score is shown.
 
+A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last fifth of each run, and over
+runs.
+
 What evaluate.py has found in an experiment's chain of steps (a suite of changed games) makes a table of its own: a row per variation, and
 per agent the mean raw score, its 95% interval over games, and the relative score.
 
-In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `evaluations.csv`, `curves_<Game>.png`; without arguments also the
-tables in the READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for
+In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `logged.csv`, `evaluations.csv`, `curves_<Game>.png`; without
+arguments also the tables in the READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for
 benchmark/throughput.json, `scaling` for benchmark/scaling.csv, `probes_<Game>` for probe_encoders.py's table and the stored models.
 """
 
@@ -60,6 +63,7 @@ class Finished:
     seconds: np.ndarray
     scores: np.ndarray
     evaluation: float | None  # mean raw score of the evaluation games
+    logged: dict[str, float]  # what else was logged, by tag: means over the last fifth of the run
 
     @property
     def final(self) -> float:
@@ -82,8 +86,30 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
         evaluation = None
         if (path / "evaluation.json").is_file():
             evaluation = float(json.loads((path / "evaluation.json").read_text())["results"][0]["mean"])
-        found.append(Finished(run, *columns, evaluation))
+        found.append(Finished(run, *columns, evaluation, read_logged(path / "logged.csv")))
     return found
+
+
+def read_logged(path: Path) -> dict[str, float]:
+    """Of each tag in a run's logged.csv, the mean over the last fifth of its stretches; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    values: dict[str, list[float]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            values.setdefault(row["tag"], []).append(float(row["mean"]))
+    return {tag: float(np.mean(found[-max(1, len(found) // 5) :])) for tag, found in values.items()}
+
+
+def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
+    """One row per arm and game: of each tag that its runs have logged, the mean over them."""
+    rows = []
+    tags = dict.fromkeys(tag for one in finished for tag in one.logged)
+    for game, arm in dict.fromkeys((one.run.game, one.run.arm) for one in finished if one.logged):
+        mine = [one.logged for one in finished if (one.run.game, one.run.arm) == (game, arm)]
+        means = {tag: np.mean([logged[tag] for logged in mine if tag in logged] or [np.nan]) for tag in tags}
+        rows.append({"game": game, "arm": arm} | {tag: "" if np.isnan(mean) else f"{mean:.3g}" for tag, mean in means.items()})
+    return rows
 
 
 def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -144,8 +170,8 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
 
 
 def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
-    """What an experiment has found so far: the "table" of its training runs and that of its "evaluations", where they have rows."""
-    found = {"table": table_rows(finished), "evaluations": evaluation_rows(folder, runs)}
+    """What an experiment has found so far: the "table" of its training runs, what they "logged", and its "evaluations"; those with rows."""
+    found = {"table": table_rows(finished), "logged": logged_rows(finished), "evaluations": evaluation_rows(folder, runs)}
     return {name: rows for name, rows in found.items() if rows}
 
 

@@ -8,6 +8,7 @@ Stopped at any moment, even by SIGKILL, the same command goes on: finished runs 
 runs that were started by a killed runner and live on are waited for. What a run leaves in `benchmark/results/<experiment>/<run>/`:
 
 - `curve.csv`: step, seconds of training, and raw score of each finished training game;
+- `logged.csv`: the models' weights, shares of flights, novelty, and what else tells how the agent works: means over stretches;
 - `evaluation.json`: evaluate.py's results of its best.pt (checkpoint.pt where there is none), if the file asks for an evaluation;
 - `run.json`: the exact commands, versions, machine, and how often it was resumed. It is written last: a run that has it is finished.
 
@@ -60,6 +61,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -70,6 +72,7 @@ from storage import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
+LOGGED = ("weights/", "transfer/", "intrinsic/", "coverage/")  # tags that are kept, beside the score
 DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "evaluate": None}
 
 
@@ -204,6 +207,17 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     for event in events.Scalars("charts/episodic_return"):
         games.append((event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value))
     return games
+
+
+def logged_of(run_dir: Path, stretches: int = 50) -> list[dict[str, Any]]:
+    """What else a run has logged: for each tag, means over at most so many equal stretches, with the last step of each."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    rows = []
+    for tag in sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(LOGGED)):
+        found = events.Scalars(tag)
+        for part in np.array_split(np.arange(len(found)), min(stretches, len(found))):
+            rows.append({"tag": tag, "step": found[part[-1]].step, "mean": float(np.mean([found[i].value for i in part]))})
+    return rows
 
 
 def cpu_name() -> str:
@@ -398,6 +412,8 @@ class Runner:
                     writer = csv.writer(file, lineterminator="\n")
                     writer.writerow(["step", "seconds", "raw_score"])
                     writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
+                if rows := logged_of(run_dir):
+                    storage.write_csv(result / "logged.csv", rows, ".4g")
             about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
             about |= {"threads": self.threads, "resumed": log.read_text().count(" --resume ") if log.is_file() else 0}
             revisions = re.findall(r"^# revision (.+)$", log.read_text(), re.MULTILINE) if log.is_file() else []

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import benchmark.run
 import evaluate
+import storage
 from benchmark import report
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
@@ -150,6 +152,26 @@ def test_games_over_a_resumption(tmp_path, monkeypatch):
         os.utime(newest, (began, began))
     # 20 seconds until the first writer's last word, of which the purged game's are a part, and 6 of the second one's
     assert benchmark.run.games_of(tmp_path) == [(10, 5.0, 3.0), (20, 10.0, 4.0), (25, 26.0, 7.0)]
+
+
+def test_what_else_a_run_has_logged(tmp_path):
+    """Means over equal stretches, and in the report over the last fifth of them and over runs."""
+    with SummaryWriter(str(tmp_path / "events")) as writer:
+        for step in range(20):
+            writer.add_scalar("weights/a", float(step), step)
+            writer.add_scalar("losses/value_loss", 1.0, step)
+    rows = benchmark.run.logged_of(tmp_path / "events", stretches=10)
+    assert rows == [{"tag": "weights/a", "step": 2 * i + 1, "mean": 2 * i + 0.5} for i in range(10)]
+    storage.write_csv(tmp_path / "logged.csv", rows)
+    assert report.read_logged(tmp_path / "logged.csv") == {"weights/a": 17.5} and report.read_logged(tmp_path / "none.csv") == {}
+    (run,) = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")[1]
+    runs = [replace(run, arm=arm) for arm in ("one", "one", "two", "three")]
+    logged = ({"x": 1.0}, {"x": 2.0}, {"y": 0.25}, {})
+    finished = [report.Finished(run, *[np.zeros(1)] * 3, None, of_run) for run, of_run in zip(runs, logged, strict=True)]
+    assert report.logged_rows(finished) == [
+        {"game": "Pong", "arm": "one", "x": "1.5", "y": ""},
+        {"game": "Pong", "arm": "two", "x": "", "y": "0.25"},
+    ]
 
 
 def test_killed_and_begun_again(tmp_path):
