@@ -44,7 +44,7 @@ published = { Pong = 21.0 }
 
 
 def start(tmp_path: Path, *flags: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmark.run", str(tmp_path / "tiny.toml"), "--runs-dir", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "benchmark.run", str(tmp_path / "tiny.toml"), "--runs-dir", str(tmp_path / "runs"), "--threads", "1"]
     return subprocess.Popen([*command, "--results-dir", str(tmp_path / "results"), *flags], cwd=ROOT, text=True, **options)
 
 
