@@ -73,6 +73,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]], float_format: str = "") ->
             writer.writerow({name: format(value, float_format) if isinstance(value, float) else value for name, value in row.items()})
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that `write_csv` wrote, by column; all values are text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes: what a checkpoint remembers of each stored model."""
     with open(path, "rb") as file:

@@ -8,7 +8,6 @@ Never Give Up's reward sees them, whose memory is of one game; and in equal numb
 meanwhile. The policy's actions are drawn, as they are when it helps another agent.
 """
 
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,13 +110,6 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     return by_game, by_steps
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], path: Path) -> None:
     """A row per game: places of each whole game, with mean and Student's 95% interval; places in equal steps. Says the same in words."""
     names = list(dict.fromkeys(row["game"] for row in by_game))
@@ -172,7 +164,10 @@ def main(args: Args) -> None:
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
             storage.write_csv(path, [row for both in measured for row in both[part]])
-    plot(read_csv(games_path), read_csv(steps_path), Path(f"{args.output}.png"))
+    for path in (games_path, steps_path):
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
+    plot(storage.read_csv(games_path), storage.read_csv(steps_path), Path(f"{args.output}.png"))
     print(f"{games_path}, {steps_path} and {args.output}.png")
 
 

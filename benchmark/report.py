@@ -20,7 +20,6 @@ arguments also the tables in the READMEs: everything between `<!-- report: <expe
 benchmark/throughput.json, `scaling` for benchmark/scaling.csv, `probes_<Game>` for probe_encoders.py's table and the stored models.
 """
 
-import csv
 import json
 import re
 import sys
@@ -78,8 +77,7 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
         path = run.result_dir(folder)
         if not is_finished(path, run) or not (path / "curve.csv").is_file():
             continue
-        with open(path / "curve.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = storage.read_csv(path / "curve.csv")
         if not rows:
             continue
         columns = (np.array([float(row[name]) for row in rows]) for name in ("step", "seconds", "raw_score"))
@@ -95,9 +93,8 @@ def read_logged(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     values: dict[str, list[float]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            values.setdefault(row["tag"], []).append(float(row["mean"]))
+    for row in storage.read_csv(path):
+        values.setdefault(row["tag"], []).append(float(row["mean"]))
     return {tag: float(np.mean(found[-max(1, len(found) // 5) :])) for tag, found in values.items()}
 
 
@@ -156,8 +153,7 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
         if run.trains or not is_finished(run.result_dir(folder), run):
             continue
         for path in sorted(run.result_dir(folder).rglob("results.csv")):
-            with open(path, newline="") as file:
-                found = list(csv.DictReader(file))
+            found = storage.read_csv(path)
             for one in found:
                 about = {"game": one["game"]} | ({"seed": str(run.seed)} if len(seeds) > 1 else {}) | {"variation": one["variation"]}
                 row = rows.setdefault((run.name, one["game"], one["variation"]), about)
@@ -220,8 +216,7 @@ def throughput_table() -> str:
 
 def scaling_table() -> str:
     """What benchmark/scaling.py has measured, at the smallest and the largest number of models."""
-    with open(ROOT / "benchmark" / "scaling.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = storage.read_csv(ROOT / "benchmark" / "scaling.csv")
     counts = [int(row["models"]) for row in rows]
     numbers = (min(counts), max(counts))
     columns = {"trained_parameters": ("parameters", ",.0f"), "training_megabytes": ("training memory (MB)", ".0f")}
@@ -242,8 +237,7 @@ def probes_table(game: str) -> str:
 
     F1 scores are the trained model's and, in brackets, its random initialisation's.
     """
-    with open(ROOT / "benchmark" / f"probes_{game}.csv", newline="") as file:
-        rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
+    rows = {(row["features"], row["weights"]): row for row in storage.read_csv(ROOT / "benchmark" / f"probes_{game}.csv")}
     kinds = [name for name in next(iter(rows.values())) if name.startswith("f1_") and name != "f1_mean"]
     found = []
     for (features, weights), row in rows.items():

@@ -415,9 +415,10 @@ class Runner:
                 if rows := logged_of(run_dir):
                     storage.write_csv(result / "logged.csv", rows, ".4g")
             about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
-            about |= {"threads": self.threads, "resumed": log.read_text().count(" --resume ") if log.is_file() else 0}
-            revisions = re.findall(r"^# revision (.+)$", log.read_text(), re.MULTILINE) if log.is_file() else []
-            about |= {"revision": ", ".join(dict.fromkeys(revisions)), "finished": time.strftime("%Y-%m-%d")}
+            said = log.read_text() if log.is_file() else ""
+            revisions = dict.fromkeys(re.findall(r"^# revision (.+)$", said, re.MULTILINE))
+            about |= {"threads": self.threads, "resumed": said.count(" --resume ")}
+            about |= {"revision": ", ".join(revisions), "finished": time.strftime("%Y-%m-%d")}
             write_atomically(result / "run.json", json.dumps(about, indent=1) + "\n")
 
     def work(self, run: Run) -> None:
