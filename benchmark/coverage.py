@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -110,32 +111,44 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     return by_game, by_steps
 
 
+def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """A row per game and player: places in a whole game, with Student's 95% interval, and in equal steps, with the range over sets."""
+    rows = []
+    for game, who in dict.fromkeys((row["game"], row["who"]) for row in by_game):
+        mine = [row for row in by_game if (row["game"], row["who"]) == (game, who)]
+        ends = [row for row in by_steps if (row["game"], row["who"]) == (game, who)]
+        most = max(int(row["steps"]) for row in ends)
+        places, lengths = (np.array([float(row[what]) for row in mine]) for what in ("places", "steps"))
+        low, high = scipy.stats.t.interval(0.95, len(places) - 1, places.mean(), scipy.stats.sem(places))
+        last = [int(row["places"]) for row in ends if int(row["steps"]) == most]
+        row = {"game": game, "player": who, "trained steps": int(mine[0]["trained_steps"]), "games": len(mine)}
+        row |= {"steps of a game": lengths.mean(), "places in a game": places.mean(), "from": low, "to": high}
+        row |= {"rooms": max(int(row["rooms"]) for row in mine) if mine[0].get("rooms") else None}
+        row |= {"equal steps": most, "sets": len(last), "places in them": np.mean(last), "fewest": min(last), "most": max(last)}
+        rows.append(row)
+    return rows
+
+
 def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], path: Path) -> None:
-    """A row per game: places of each whole game, with mean and Student's 95% interval; places in equal steps. Says the same in words."""
+    """A row per game: places of each whole game, with mean and interval; places in equal steps, with the range over sets."""
+    found = {(row["game"], row["player"]): row for row in summary(by_game, by_steps)}
     names = list(dict.fromkeys(row["game"] for row in by_game))
     figure, axes = plt.subplots(len(names), 2, figsize=(10, 4.2 * len(names)), layout="constrained", squeeze=False)
     rng = np.random.default_rng(0)
     for (left, right), game in zip(axes, names, strict=True):
         for number, who in enumerate(dict.fromkeys(row["who"] for row in by_game)):
             mine = [row for row in by_game if (row["game"], row["who"]) == (game, who)]
-            places, lengths = (np.array([float(row[what]) for row in mine]) for what in ("places", "steps"))
-            low, high = scipy.stats.t.interval(0.95, len(places) - 1, places.mean(), scipy.stats.sem(places))
+            places, row = [float(row["places"]) for row in mine], found[game, who]
             left.plot(number + rng.uniform(-0.12, 0.12, len(places)), places, "o", color=f"C{number}", alpha=0.4, markeredgewidth=0)
-            error = [[places.mean() - low], [high - places.mean()]]
-            left.errorbar(number + 0.25, places.mean(), error, fmt="s", color=f"C{number}", capsize=4)
-            rooms = f", {max(int(row['rooms']) for row in mine)} rooms at most" if mine[0].get("rooms") else ""
-            how_many = f"{len(mine)} games of {lengths.mean():.0f} steps{rooms}"
-            print(f"{game}, {who}: {places.mean():.1f} places in a game ({low:.1f} to {high:.1f}; {how_many})")
+            mean = row["places in a game"]
+            left.errorbar(number + 0.25, mean, [[mean - row["from"]], [row["to"] - mean]], fmt="s", color=f"C{number}", capsize=4)
             sets = dict.fromkeys(row["set"] for row in by_steps if (row["game"], row["who"]) == (game, who))
             of_sets = [[row for row in by_steps if (row["game"], row["who"], row["set"]) == (game, who, one)] for one in sets]
             counts = np.array([[int(row["places"]) for row in rows] for rows in of_sets])
             steps = [int(row["steps"]) for row in of_sets[0]]
             right.plot(steps, counts.mean(axis=0), color=f"C{number}", label=f"{who} (mean and range of {len(sets)} sets)")
             right.fill_between(steps, counts.min(axis=0), counts.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
-            last = counts[:, -1]
-            print(f"{game}, {who}: {last.mean():.0f} places in {steps[-1]:,} steps of 8 games ({last.min()} to {last.max()})")
-        trained = max(int(row["trained_steps"]) for row in by_game if row["game"] == game)
-        left.set_xticks([0, 1], ["random play", f"policy ({trained:,} steps)"])
+        left.set_xticks([0, 1], ["random play", f"policy ({found[game, 'policy']['trained steps']:,} steps)"])
         left.set_xlim(-0.5, 1.5)
         left.set_ylabel("different places")
         left.set_title(f"{game}: each whole game; mean, 95% interval")
@@ -167,7 +180,13 @@ def main(args: Args) -> None:
     for path in (games_path, steps_path):
         if not path.exists():
             raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
-    plot(storage.read_csv(games_path), storage.read_csv(steps_path), Path(f"{args.output}.png"))
+    by_game, by_steps = storage.read_csv(games_path), storage.read_csv(steps_path)
+    for row in summary(by_game, by_steps):
+        rooms = "" if row["rooms"] is None else f", at most {row['rooms']} room(s)"
+        places = f"{row['places in a game']:.0f} places in a game ({row['from']:.0f} to {row['to']:.0f})"
+        print(f"{row['game']}, {row['player']}: {places} in {row['games']} games of {row['steps of a game']:.0f} steps{rooms}")
+        print(f"  {row['places in them']:.0f} places in {row['equal steps']:,} steps of 8 games ({row['fewest']} to {row['most']})")
+    plot(by_game, by_steps, Path(f"{args.output}.png"))
     print(f"{games_path}, {steps_path} and {args.output}.png")
 
 

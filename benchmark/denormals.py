@@ -1,6 +1,6 @@
 """What does flushing denormal numbers save? Adam's step in a trained run, with and without.
 
-    python -m benchmark.denormals --checkpoint runs/<run_name>/checkpoint.pt
+    python -m benchmark.denormals --checkpoint runs/<run_name>/checkpoint.pt runs/<run_name>/checkpoint.pt
 
 Where a unit has died, its weights get no gradients, and Adam's averages of them halve every few steps until they are denormal: numbers
 below 1.2e-38, on which a CPU is many times as slow. `torch.set_flush_denormal(True)` makes them 0. The gradients are set to 0 here, so that
@@ -24,12 +24,14 @@ SMALLEST = torch.finfo(torch.float32).smallest_normal
 
 @dataclass
 class Args:
-    checkpoint: str
-    """a training run's checkpoint.pt, with its optimizer's state"""
+    checkpoint: tuple[str, ...]
+    """training runs' checkpoint.pt, with their optimizers' states"""
     rounds: int = 5
-    """turns of each way; the medians are printed"""
+    """turns of each way, of whose times the medians are kept"""
     torch_threads: int = 1
     """CPU threads"""
+    output: str = "benchmark/denormals.csv"
+    """one line per checkpoint"""
 
 
 def seconds_of_a_step(weights: list[torch.Tensor], state: dict, flush: bool) -> float:
@@ -49,22 +51,36 @@ def seconds_of_a_step(weights: list[torch.Tensor], state: dict, flush: bool) -> 
     return statistics.median(times)
 
 
-def main(args: Args) -> None:
-    checkpoint = storage.load(Path(args.checkpoint), "checkpoint")
-    if "optimizer" not in checkpoint:
-        raise InputError(f"{args.checkpoint}: there is no optimizer's state in it; an exported agent has none.")
-    torch.set_num_threads(args.torch_threads)
+def measure(checkpoint: dict, rounds: int) -> dict[str, str | int | float]:
+    """Of one run: the share of denormal numbers in Adam's averages, and the milliseconds of its step."""
     state = checkpoint["optimizer"]["state"]
+    torch.set_flush_denormal(False)  # else they would count as 0
     averages = torch.cat([one["exp_avg"].flatten() for one in state.values()])
     share = ((averages != 0) & (averages.abs() < SMALLEST)).float().mean()
-    print(f"{checkpoint['script']}, step {checkpoint['global_step']:,}: {share:.0%} of {len(averages):,} running averages are denormal")
     weights = [one["exp_avg"] for one in state.values()]  # of the weights' shapes, which is all that counts here
     found = {flush: [] for flush in (False, True)}
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for flush, seconds in found.items():
             seconds.append(seconds_of_a_step(weights, state, flush))
     plain, flushed = (1e3 * statistics.median(found[flush]) for flush in (False, True))
-    print(f"Adam's step: {plain:.1f} ms, {flushed:.1f} ms with denormal numbers flushed ({plain / flushed:.1f} times as fast)")
+    about = {"script": checkpoint["script"], "step": checkpoint["global_step"], "weights": len(averages), "denormal_share": float(share)}
+    return about | {"plain_ms": plain, "flushed_ms": flushed, "times_as_fast": plain / flushed}
+
+
+def main(args: Args) -> None:
+    checkpoints = [storage.load(Path(path), "checkpoint") for path in args.checkpoint]
+    for path, checkpoint in zip(args.checkpoint, checkpoints, strict=True):
+        if "optimizer" not in checkpoint:
+            raise InputError(f"{path}: there is no optimizer's state in it; an exported agent has none.")
+    torch.set_num_threads(args.torch_threads)
+    rows = [measure(checkpoint, args.rounds) for checkpoint in checkpoints]
+    for row in rows:
+        print(
+            f"{row['script']}, step {row['step']:,}: {row['denormal_share']:.0%} of {row['weights']:,} running averages are denormal; "
+            f"Adam's step {row['plain_ms']:.1f} ms, {row['flushed_ms']:.1f} ms with them flushed ({row['times_as_fast']:.1f} times as fast)"
+        )
+    storage.write_csv(Path(args.output), rows, ".4g")
+    print(f"stored in {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Learning curves of finished runs: TensorBoard's games become a CSV, the CSV becomes a plot.
 
-    python benchmark/learning_curves.py --runs runs/<run_name> runs/<run_name> --labels "end to end" "WSA"
-    python benchmark/learning_curves.py                    # the plot again, from the CSV
+    python -m benchmark.learning_curves --runs runs/<run_name> runs/<run_name> --labels "end to end" "WSA"
+    python -m benchmark.learning_curves                    # the plot again, from the CSV
 
 The curve is the mean raw score of the last 100 games, of fewer at the start, against agent steps and against wall time.
 """
 
-import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import storage
+from storage import InputError
 
 
 @dataclass
@@ -48,42 +51,53 @@ def running_mean(scores: np.ndarray, window: int = 100) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
+def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the last 100 games."""
+    rows = storage.read_csv(path)
+    found = {}
+    for label in dict.fromkeys(row["label"] for row in rows):
+        steps, seconds, scores = np.array(
+            [[float(row[key]) for key in ("step", "seconds", "raw_score")] for row in rows if row["label"] == label]
+        ).T
+        found[label] = steps, seconds / 60, running_mean(scores)
+    return found
+
+
 def main(args: Args) -> None:
     path = Path(f"{args.output}.csv")
     if args.runs:
         if len(args.labels) != len(args.runs):
-            raise SystemExit("error: give one of --labels for each of --runs.")
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["label", "step", "seconds", "raw_score"])
-            for run, label in zip(args.runs, args.labels, strict=True):
-                writer.writerows([label, step, f"{seconds:.0f}", f"{score:.0f}"] for step, seconds, score in read_games(run))
-    if not path.exists():
-        raise SystemExit(f"error: {path}: there is no such file; give --runs to make it.")
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    for label in labels:
-        games = [row for row in rows if row["label"] == label]
-        mean = running_mean(np.array([float(row["raw_score"]) for row in games]))
-        by_step.plot([int(row["step"]) / 1e6 for row in games], mean, label=label)
-        by_time.plot([float(row["seconds"]) / 60 for row in games], mean, label=label)
-        print(
-            f"{label}: {len(games)} games, {int(games[-1]['step']):,} steps, {float(games[-1]['seconds']) / 60:.0f} minutes; "
-            f"mean of the last 100: first {mean[min(99, len(mean) - 1)]:.2f}, last {mean[-1]:.2f}"
+            raise InputError("give one of --labels for each of --runs.")
+        games = [(label, *game) for run, label in zip(args.runs, args.labels, strict=True) for game in read_games(run)]
+        storage.write_csv(
+            path,
+            [
+                {"label": label, "step": step, "seconds": f"{seconds:.0f}", "raw_score": f"{score:.0f}"}
+                for label, step, seconds, score in games
+            ],
         )
-    for axis, unit in ((by_step, "million agent steps"), (by_time, "wall time, minutes")):
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; give --runs to make it.")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    for label, (steps, minutes, mean) in read_curves(path).items():
+        axes[0].plot(steps / 1e6, mean, label=label)
+        axes[1].plot(minutes, mean, label=label)
+        print(f"{label}: {len(steps)} games, {steps[-1]:,.0f} steps, {minutes[-1]:.0f} minutes; mean of the last 100: {mean[-1]:.1f}")
+    for axis, unit in zip(axes, ("million agent steps", "wall time, minutes"), strict=True):
         axis.axhline(args.random_play, color="grey", linestyle=":", label="random play")
         axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
-    by_step.set_ylabel("raw score (21 is the most)")
-    handles, names = by_step.get_legend_handles_labels()
+    axes[0].set_ylabel("raw score (21 is the most)")
+    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3)
     figure.suptitle(args.title)
     figure.savefig(f"{args.output}.png", dpi=120)
+    plt.close(figure)
     print(f"{path} and {args.output}.png")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")

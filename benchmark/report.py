@@ -16,8 +16,8 @@ What evaluate.py has found in an experiment's chain of steps (a suite of changed
 per agent the mean raw score, its 95% interval over games, and the relative score.
 
 In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `logged.csv`, `evaluations.csv`, `curves_<Game>.png`; without
-arguments also the tables in the READMEs: everything between `<!-- report: <experiment> -->` and `<!-- end -->`; `throughput` stands for
-benchmark/throughput.json, `scaling` for benchmark/scaling.csv, `probes_<Game>` for probe_encoders.py's table and the stored models.
+arguments also the tables in the READMEs: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's
+or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
 
 import json
@@ -35,8 +35,10 @@ import numpy as np
 import scipy.stats
 import tyro
 
+import evaluate
 import storage
-from benchmark.learning_curves import running_mean
+from benchmark import coverage
+from benchmark.learning_curves import read_curves, running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from encoders import load_encoder
 from storage import InputError
@@ -203,15 +205,60 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
 
 
 def throughput_table() -> str:
-    """What benchmark/throughput.py has measured last and stored, as a table."""
-    rows = json.loads((ROOT / "benchmark" / "throughput.json").read_text())["rows"]
-    phases = ("emulation", "frozen_models", "policy", "update")
-    lines = [f"| case | steps/s | times plain | of script | {' | '.join(phases).replace('_', ' ')} |", f"|{'---|' * 8}"]
-    for row in rows:
-        ratios = [f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")]
-        shares = [f"{row[f'share_{phase}']:.0%}" for phase in phases]
-        lines.append(f"| {row['kind']}: {row['case']} | {row['steps_per_second']:.3g} | {' | '.join([*ratios, *shares])} |")
-    return "\n".join(lines)
+    """What benchmark/throughput.py has measured last and stored: a table of the loops, and the time from the command to the first step."""
+    stored = json.loads((ROOT / "benchmark" / "throughput.json").read_text())
+    rows = []
+    for row in stored["rows"]:
+        cells = {"case": f"{row['kind']}: {row['case']}", "steps/s": f"{row['steps_per_second']:.3g}"}
+        cells |= {key.replace("_", " "): f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")}
+        phases = ("emulation", "frozen_models", "policy", "update")
+        rows.append(cells | {phase.replace("_", " "): f"{row[f'share_{phase}']:.0%}" for phase in phases})
+    starts = (f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s" for script, seconds in stored["start_up_seconds"].items())
+    return f"{markdown(rows)}\n\nFrom the command to the end of a run of one step, three times each: {', '.join(starts)}."
+
+
+def denormals_table() -> str:
+    """What benchmark/denormals.py has measured last and stored."""
+    rows = []
+    for row in storage.read_csv(ROOT / "benchmark" / "denormals.csv"):
+        cells = {"run of": f"`{row['script']}.py`", "steps": f"{int(row['step']):,}", "denormal": f"{float(row['denormal_share']):.0%}"}
+        cells |= {"Adam's step (ms)": f"{float(row['plain_ms']):.1f}", "flushed (ms)": f"{float(row['flushed_ms']):.1f}"}
+        rows.append(cells | {"times as fast": f"{float(row['times_as_fast']):.1f}"})
+    return markdown(rows)
+
+
+def curves_table() -> str:
+    """Where the runs of benchmark/pong_learning_curves.csv ended."""
+    rows = []
+    for label, (steps, minutes, mean) in read_curves(ROOT / "benchmark" / "pong_learning_curves.csv").items():
+        cells = {"run": label, "last game at step": f"{steps[-1]:,.0f}", "games": str(len(steps))}
+        rows.append(cells | {"last 100 training games": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"})
+    return markdown(rows)
+
+
+def coverage_table() -> str:
+    """How many places benchmark/coverage.py has counted."""
+    rows = []
+    for row in coverage.summary(*(storage.read_csv(ROOT / "benchmark" / f"coverage_{what}.csv") for what in ("games", "steps"))):
+        cells = {"game": row["game"], "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else "")}
+        cells |= {"games": str(row["games"]), "steps of a game": f"{row['steps of a game']:.0f}"}
+        cells |= {"places in a game": f"{row['places in a game']:.0f}", "95%": f"{row['from']:.0f} to {row['to']:.0f}"}
+        cells |= {
+            "rooms": "" if row["rooms"] is None else str(row["rooms"]),
+            f"places in {row['equal steps']:,} steps": f"{row['places in them']:.0f}",
+        }
+        rows.append(cells | {f"in {row['sets']} sets": f"{row['fewest']} to {row['most']}"})
+    return markdown(rows)
+
+
+def evaluation_text(name: str) -> str:
+    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text."""
+    folder = ROOT / "benchmark" / "evaluation" / name
+    if (folder / "summary.json").is_file():
+        text = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))
+    else:
+        text = evaluate.table(json.loads((folder / "results.json").read_text())["results"])
+    return f"```\n{text}\n```"
 
 
 def scaling_table() -> str:
@@ -259,13 +306,20 @@ def probes_table(game: str) -> str:
 
 
 def marked_table(name: str) -> str:
-    """The table that belongs where a README says `<!-- report: name -->`."""
-    if name == "throughput":
-        return throughput_table()
-    if name == "scaling":
-        return scaling_table()
+    """What belongs where a README says `<!-- report: name -->`."""
+    of_scripts = {
+        "throughput": throughput_table,
+        "denormals": denormals_table,
+        "scaling": scaling_table,
+        "coverage": coverage_table,
+        "pong_learning_curves": curves_table,
+    }
+    if name in of_scripts:
+        return of_scripts[name]()
     if name.startswith("probes_"):
         return probes_table(name.removeprefix("probes_"))
+    if name.startswith("evaluation_"):
+        return evaluation_text(name.removeprefix("evaluation_"))
     folder, runs = ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
     found = tables(folder, runs, read_finished(folder, runs))
     return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."

@@ -8,7 +8,7 @@ import torch
 import pretrain_policy_atari
 import storage
 from atari import env_seeds, make_env
-from benchmark.coverage import whole_games
+from benchmark.coverage import summary, whole_games
 from pretrain_policy_atari import POSITION, Args, EpisodicMemory, IntrinsicReward, RunningMoments, coverage, load_agent, main
 from probe_encoders import VARIABLES
 from storage import InputError
@@ -338,3 +338,23 @@ def test_the_player_is_where_the_memory_says():
     left = go("LEFT", 2)
     assert start[0] == right[0] == left[0] == 1  # the first screen is room 1
     assert left[1] < start[1] < right[1] and start[2] == right[2] == left[2]  # the player stands on a platform
+
+
+def test_the_summary_of_coverage():
+    """Student's interval of 1, 2, 3 is 2 +- 4.303 / sqrt(3); of the sets only the ends count."""
+    games = [
+        {"game": "MsPacman", "who": "policy", "trained_steps": "5", "number": str(i), "steps": "10", "places": str(i + 1)} for i in range(3)
+    ]
+    sets = [
+        {"game": "MsPacman", "who": "policy", "trained_steps": "5", "set": str(i), "steps": str(steps), "places": str(steps + i)}
+        for i in range(2)
+        for steps in (100, 200)
+    ]
+    (row,) = summary(games, sets)
+    assert (row["places in a game"], row["from"], row["to"]) == (
+        2,
+        pytest.approx(2 - 2.4841, abs=1e-3),
+        pytest.approx(2 + 2.4841, abs=1e-3),
+    )
+    assert (row["equal steps"], row["sets"], row["places in them"], row["fewest"], row["most"]) == (200, 2, 200.5, 200, 201)
+    assert (row["player"], row["trained steps"], row["games"], row["steps of a game"], row["rooms"]) == ("policy", 5, 3, 10, None)
