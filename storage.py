@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -111,16 +111,23 @@ def require_disk(folder: Path | str, needed: int, what: str, remedy: str) -> Non
         raise InputError(f"{folder}: {what} need {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free; {remedy}.")
 
 
+def try_lock(file: IO) -> bool:
+    """Take the lock of an open file, until it is closed; False if another process has it. (On Windows there is no lock, and it is True.)"""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process is in such a block with the same folder, which must be there. (Not on Windows, where it does nothing.)"""
     with open(Path(folder) / "lock", "w") as lock:
-        if fcntl:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that is at work in {folder}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        if not try_lock(lock):
+            print(f"waiting for another process that is at work in {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -1,9 +1,9 @@
-"""Learning curves of finished runs: TensorBoard's games become a CSV, the CSV becomes a plot.
+"""Learning curves of finished runs: what TensorBoard has of them becomes CSVs, the CSVs become a plot.
 
     python -m benchmark.learning_curves --runs runs/<run_name> runs/<run_name> --labels "end to end" "WSA"
     python -m benchmark.learning_curves                    # the plot again, from the CSV
 
-The curve is the mean raw score of the last 100 games, of fewer at the start, against agent steps and against wall time.
+The curve is the mean raw score of the games of the last 50,000 steps, against agent steps and against wall time.
 """
 
 import sys
@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import storage
+from benchmark.run import games_of, logged_of
 from storage import InputError
 
 
@@ -29,60 +29,57 @@ class Args:
     labels: tuple[str, ...] = ()
     """what each run is called"""
     output: str = "benchmark/pong_learning_curves"
-    """<output>.csv and <output>.png"""
-    title: str = "Pong, mean raw score of the last 100 training games"
+    """<output>.csv (games), <output>_logged.csv (weights, and what else tells how the agent works), <output>.png"""
+    title: str = "Pong, mean raw score of the games of the last 50,000 steps"
     """the plot's title"""
     random_play: float = -20.7
     """score of random play, drawn as a line"""
 
 
-def read_games(run: str) -> list[tuple[int, float, float]]:
-    """(agent step, seconds since the first log, raw score) of each finished game of a run."""
-    events = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
-    begin = events.FirstEventTimestamp()
-    return [(event.step, event.wall_time - begin, event.value) for event in events.Scalars("charts/episodic_return")]
+def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.ndarray:
+    """At each game, the mean score of the games that ended in the `window` steps up to its end.
 
+    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another time in each run.
 
-def running_mean(scores: np.ndarray, window: int = 100) -> np.ndarray:
-    """Mean of the last `window` scores up to each game, of fewer at the start."""
+    Args:
+        steps: agent step at which each game ended, rising (games,).
+        scores: (games,).
+    """
     sums = np.cumsum(np.concatenate([[0.0], scores]))
-    ends = np.arange(1, len(scores) + 1)
-    starts = np.maximum(ends - window, 0)
+    ends = np.searchsorted(steps, steps, side="right")
+    starts = np.searchsorted(steps, steps - window, side="right")
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the last 100 games."""
+    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the games of the last 50,000 steps."""
     rows = storage.read_csv(path)
     found = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         steps, seconds, scores = np.array(
             [[float(row[key]) for key in ("step", "seconds", "raw_score")] for row in rows if row["label"] == label]
         ).T
-        found[label] = steps, seconds / 60, running_mean(scores)
+        found[label] = steps, seconds / 60, running_mean(steps, scores, 50_000)
     return found
 
 
 def main(args: Args) -> None:
-    path = Path(f"{args.output}.csv")
+    path, logged_path = Path(f"{args.output}.csv"), Path(f"{args.output}_logged.csv")
     if args.runs:
         if len(args.labels) != len(args.runs):
             raise InputError("give one of --labels for each of --runs.")
-        games = [(label, *game) for run, label in zip(args.runs, args.labels, strict=True) for game in read_games(run)]
-        storage.write_csv(
-            path,
-            [
-                {"label": label, "step": step, "seconds": f"{seconds:.0f}", "raw_score": f"{score:.0f}"}
-                for label, step, seconds, score in games
-            ],
-        )
+        runs = [(label, Path(run)) for run, label in zip(args.runs, args.labels, strict=True)]
+        games = [(label, *game) for label, run in runs for game in games_of(run)]
+        columns = ("label", "step", "seconds", "raw_score")
+        storage.write_csv(path, [dict(zip(columns, game, strict=True)) for game in games], ".0f")
+        storage.write_csv(logged_path, [{"label": label} | row for label, run in runs for row in logged_of(run)], ".4g")
     if not path.exists():
         raise InputError(f"{path}: there is no such file; give --runs to make it.")
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for label, (steps, minutes, mean) in read_curves(path).items():
         axes[0].plot(steps / 1e6, mean, label=label)
         axes[1].plot(minutes, mean, label=label)
-        print(f"{label}: {len(steps)} games, {steps[-1]:,.0f} steps, {minutes[-1]:.0f} minutes; mean of the last 100: {mean[-1]:.1f}")
+        print(f"{label}: {len(steps)} games, {steps[-1]:,.0f} steps, {minutes[-1]:.0f} minutes; at the end {mean[-1]:.1f}")
     for axis, unit in zip(axes, ("million agent steps", "wall time, minutes"), strict=True):
         axis.axhline(args.random_play, color="grey", linestyle=":", label="random play")
         axis.set_xlabel(unit)

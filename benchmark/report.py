@@ -3,21 +3,23 @@
     python -m benchmark.report benchmark/experiments/modes_small.toml   # this experiment's
     python -m benchmark.report                                          # all of them, and their tables in README.md and benchmark/README.md
 
-For each game: learning curves against steps and against time, evaluations while training included (mean and range over seeds of the mean
-raw score of the last 100 games), and a table of final scores. A score is the mean over a run's last 100 training games, and over its
-evaluation games where the experiment asks for them. The interval over runs is a bootstrap at 95% (scipy.stats.bootstrap, percentiles) of
-their mean, or, called IQM, of their interquartile mean where there are at least 8 runs (Agarwal et al. 2021, arXiv 2108.13264). With few
-seeds it says little, so each seed's score is shown.
+For each game: learning curves against steps and against time, evaluations while training included, and a table of final scores. A score
+is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at each game, of the tenth before it),
+and that of its evaluation games where the experiment asks for them. Each run's score is shown, and over 5 runs and more the interval of a
+bootstrap at 95% (scipy.stats.bootstrap, percentiles; of fewer it is little more than their range) of their mean, or, called IQM, of their
+interquartile mean where there are at least 8 (Agarwal et al. 2021, arXiv 2108.13264). "cut off" and "distinct" count evaluation games of
+all runs: see evaluate.py.
 
-A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last fifth of each run, and over
+A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth of each run, and over
 runs.
 
-What evaluate.py has found in an experiment's chain of steps (a suite of changed games) makes a table of its own: a row per variation, and
-per agent the mean raw score, its 95% interval over games, and the relative score.
+What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row per variation,
+and per agent the mean raw score, its 95% interval over games, the relative score, and how many games were cut off. Of an agent's weights
+over a game (--attention): a row per model.
 
-In `benchmark/results/<experiment>/` it writes `table.md`, `table.csv`, `logged.csv`, `evaluations.csv`, `curves_<Game>.png`; without
-arguments also the tables in the READMEs: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's
-or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
+In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `attention.csv` and `curves_<Game>.png`;
+without arguments also the tables in the READMEs: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an
+experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
 
 import json
@@ -44,15 +46,17 @@ from encoders import load_encoder
 from storage import InputError
 
 READMES = ("README.md", "benchmark/README.md")
-ENOUGH_FOR_IQM = 8
+RESULTS = ROOT / "benchmark" / "results"
+ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
+END = 0.1  # the part of a run's steps that is its end
 
 
 @dataclass
 class Args:
     experiments: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """experiments' files (none: all in benchmark/experiments that have finished runs)"""
-    results_dir: str = str(ROOT / "benchmark" / "results")
-    """where benchmark/run.py has put what it finished"""
+    results_dir: str = str(RESULTS)
+    """where benchmark/run.py has put what it finished; with another one than the repository's the READMEs are left alone"""
 
 
 @dataclass
@@ -63,13 +67,13 @@ class Finished:
     steps: np.ndarray  # of each training game
     seconds: np.ndarray
     scores: np.ndarray
-    evaluation: float | None  # mean raw score of the evaluation games
-    logged: dict[str, float]  # what else was logged, by tag: means over the last fifth of the run
+    evaluation: dict | None  # what evaluate.py found: mean raw score, how many games were cut off, how many are distinct
+    logged: dict[str, float]  # what else was logged, by tag: means over the end of the run
 
     @property
-    def final(self) -> float:
-        """Mean raw score of the last 100 training games."""
-        return float(self.scores[-100:].mean())
+    def curve(self) -> np.ndarray:
+        """At each training game, the mean raw score of those that ended in the tenth of the run up to there."""
+        return running_mean(self.steps, self.scores, END * self.steps[-1])
 
 
 def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
@@ -85,19 +89,24 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
         columns = (np.array([float(row[name]) for row in rows]) for name in ("step", "seconds", "raw_score"))
         evaluation = None
         if (path / "evaluation.json").is_file():
-            evaluation = float(json.loads((path / "evaluation.json").read_text())["results"][0]["mean"])
+            (evaluation,) = json.loads((path / "evaluation.json").read_text())["results"]
         found.append(Finished(run, *columns, evaluation, read_logged(path / "logged.csv")))
     return found
 
 
 def read_logged(path: Path) -> dict[str, float]:
-    """Of each tag in a run's logged.csv, the mean over the last fifth of its stretches; empty where there is no such file."""
-    if not path.is_file():
-        return {}
+    """What a run's logged.csv says of the end of the run; empty where there is no such file."""
+    return end_of(storage.read_csv(path)) if path.is_file() else {}
+
+
+def end_of(rows: list[dict[str, str]]) -> dict[str, float]:
+    """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged then."""
+    last = max(int(row["step"]) for row in rows)
     values: dict[str, list[float]] = {}
-    for row in storage.read_csv(path):
-        values.setdefault(row["tag"], []).append(float(row["mean"]))
-    return {tag: float(np.mean(found[-max(1, len(found) // 5) :])) for tag, found in values.items()}
+    for row in rows:
+        if int(row["step"]) > (1 - END) * last:
+            values.setdefault(row["tag"], []).append(float(row["mean"]))
+    return {tag: float(np.mean(found)) for tag, found in values.items()}
 
 
 def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
@@ -112,12 +121,12 @@ def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
 
 
 def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%."""
+    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there are too few."""
 
     def statistic(sample: np.ndarray, axis: int) -> np.ndarray:
         return scipy.stats.trim_mean(sample, 0.25, axis=axis) if len(values) >= ENOUGH_FOR_IQM else sample.mean(axis=axis)
 
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < ENOUGH_FOR_AN_INTERVAL or np.ptp(values) == 0:
         return float(statistic(values, 0)), float("nan"), float("nan")
     interval = scipy.stats.bootstrap((values,), statistic, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return float(statistic(values, 0)), float(interval.low), float(interval.high)
@@ -130,24 +139,24 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
         for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
             mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
             row = {"game": game, "arm": arm, "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
+            evaluated = [one.evaluation for one in mine if one.evaluation]
             for name, values in (
-                ("last 100 training games", [one.final for one in mine]),
-                ("evaluation", [one.evaluation for one in mine]),
+                ("last tenth of training", [one.curve[-1] for one in mine]),
+                ("evaluation", [one["mean"] for one in evaluated]),
             ):
-                if any(value is None for value in values):
-                    row[name], row[f"{name}: 95%"], row[f"{name}: each seed"] = "", "", ""
-                    continue
-                centre, low, high = centre_and_interval(np.array(values))
-                row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "")
+                centre, low, high = centre_and_interval(np.array(values)) if values else (np.nan,) * 3
+                row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "") if values else ""
                 row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
                 row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
+            for what in ("games", "truncated", "distinct"):
+                row["cut off" if what == "truncated" else what] = str(sum(one[what] for one in evaluated)) if evaluated else ""
             row["minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
             row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
             rows.append(row)
     return rows
 
 
-def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
+def suite_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
     """One row per game, seed and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
     seeds = {run.seed for run in runs}
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -159,17 +168,35 @@ def evaluation_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
             for one in found:
                 about = {"game": one["game"]} | ({"seed": str(run.seed)} if len(seeds) > 1 else {}) | {"variation": one["variation"]}
                 row = rows.setdefault((run.name, one["game"], one["variation"]), about)
-                row["games"] = one["games"]
+                row["games"], row["picture"] = one["games"], one["first_difference"]
                 row[one["agent"]] = f"{float(one['mean']):.1f}"
                 row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
                 row[f"{one['agent']}: relative"] = f"{float(one['relative']):.2f}" if one["relative"] else ""
+                row[f"{one['agent']}: cut off"] = one["truncated"]
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [{name: row.get(name, "") for name in columns} for row in rows.values()]
 
 
+def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
+    """One row per model of each agent whose weights over a game evaluate.py has stored in a finished chain of steps."""
+    rows = []
+    for run in runs:
+        if run.trains or not is_finished(run.result_dir(folder), run):
+            continue
+        for path in sorted(run.result_dir(folder).rglob("summary.json")):
+            about = json.loads(path.read_text())
+            for model, weight in about["models"].items():
+                row = {"game": about["game"], "seed": str(run.seed), "score": str(about["score"]), "model": model}
+                row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
+                quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
+                rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
+    return rows
+
+
 def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
-    """What an experiment has found so far: the "table" of its training runs, what they "logged", and its "evaluations"; those with rows."""
-    found = {"table": table_rows(finished), "logged": logged_rows(finished), "evaluations": evaluation_rows(folder, runs)}
+    """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", "suite", "attention"."""
+    found = {"table": table_rows(finished), "logged": logged_rows(finished)}
+    found |= {"suite": suite_rows(folder, runs), "attention": attention_rows(folder, runs)}
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -181,14 +208,14 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def plot(finished: list[Finished], title: str, path: Path) -> None:
-    """Curves of one game: mean over seeds of the running mean, and the range over seeds, as far as all seeds go."""
+    """Curves of one game: mean and range over seeds, as far as all seeds go."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for number, arm in enumerate(dict.fromkeys(one.run.arm for one in finished)):
         mine = [one for one in finished if one.run.arm == arm]
         for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
             scale = 1e6 if unit == "steps" else 60
             grid = np.linspace(max(getattr(one, unit)[0] for one in mine), min(getattr(one, unit)[-1] for one in mine), 200)
-            curves = np.array([np.interp(grid, getattr(one, unit), running_mean(one.scores)) for one in mine])
+            curves = np.array([np.interp(grid, getattr(one, unit), one.curve) for one in mine])
             colour = f"C{number % 10}"
             axis.plot(grid / scale, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle="-" if number < 10 else "--")
             if len(mine) > 1:
@@ -196,7 +223,7 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
     for axis, label in zip(axes, ("million agent steps", "minutes, with evaluations while training"), strict=True):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("raw score, mean of the last 100 games")
+    axes[0].set_ylabel("raw score, mean over a tenth of the run")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, title="mean and range over seeds (how many)")
     figure.suptitle(title)
@@ -211,10 +238,16 @@ def throughput_table() -> str:
     for row in stored["rows"]:
         cells = {"case": f"{row['kind']}: {row['case']}", "steps/s": f"{row['steps_per_second']:.3g}"}
         cells |= {key.replace("_", " "): f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")}
+        cells["slowest to fastest"] = f"{row['slowest']:.3g} to {row['fastest']:.3g}"
         phases = ("emulation", "frozen_models", "policy", "update")
         rows.append(cells | {phase.replace("_", " "): f"{row[f'share_{phase}']:.0%}" for phase in phases})
+    about, settings = stored["machine"], stored["settings"]
+    where = (
+        f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"
+    )
     starts = (f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s" for script, seconds in stored["start_up_seconds"].items())
-    return f"{markdown(rows)}\n\nFrom the command to the end of a run of one step, three times each: {', '.join(starts)}."
+    measured = f"{where}, {settings['rounds']} rounds: the median, and the slowest and the fastest."
+    return f"{markdown(rows)}\n\n{measured} From the command to the end of a run of one step, three times each: {', '.join(starts)}."
 
 
 def denormals_table() -> str:
@@ -229,10 +262,15 @@ def denormals_table() -> str:
 
 def curves_table() -> str:
     """Where the runs of benchmark/pong_learning_curves.csv ended."""
-    rows = []
+    logged, rows = storage.read_csv(ROOT / "benchmark" / "pong_learning_curves_logged.csv"), []
     for label, (steps, minutes, mean) in read_curves(ROOT / "benchmark" / "pong_learning_curves.csv").items():
         cells = {"run": label, "last game at step": f"{steps[-1]:,.0f}", "games": str(len(steps))}
-        rows.append(cells | {"last 100 training games": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"})
+        cells |= {"last 50,000 steps": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"}
+        mine = [row for row in logged if row["label"] == label]
+        of_end = end_of(mine) if mine else {}
+        for tag in ("weights/state_representation", "weights/entropy", "weights/dead_scores"):
+            cells[tag] = f"{of_end[tag]:.2f}" if tag in of_end else ""
+        rows.append(cells)
     return markdown(rows)
 
 
@@ -320,7 +358,7 @@ def marked_table(name: str) -> str:
         return probes_table(name.removeprefix("probes_"))
     if name.startswith("evaluation_"):
         return evaluation_text(name.removeprefix("evaluation_"))
-    folder, runs = ROOT / "benchmark" / "results" / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
+    folder, runs = RESULTS / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
     found = tables(folder, runs, read_finished(folder, runs))
     return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."
 
@@ -359,7 +397,7 @@ def main(args: Args) -> None:
         for game in dict.fromkeys(one.run.game for one in finished):
             plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
         print(f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n")
-    if not args.experiments:
+    if not args.experiments and Path(args.results_dir).resolve() == RESULTS:
         write_readmes()
 
 

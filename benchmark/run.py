@@ -8,7 +8,8 @@ Stopped at any moment, even by SIGKILL, the same command goes on: finished runs 
 runs that were started by a killed runner and live on are waited for. What a run leaves in `benchmark/results/<experiment>/<run>/`:
 
 - `curve.csv`: step, seconds of training, and raw score of each finished training game;
-- `logged.csv`: the models' weights, shares of flights, novelty, and what else tells how the agent works: means over stretches;
+- `logged.csv`: evaluations while training, the models' weights, shares of flights, novelty, and what else tells how the agent works: means
+  over stretches;
 - `evaluation.json`: evaluate.py's results of its best.pt (checkpoint.pt where there is none), if the file asks for an evaluation;
 - `run.json`: the exact commands, versions, machine, and how often it was resumed. It is written last: a run that has it is finished.
 
@@ -23,6 +24,7 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     [[arms]]
     name = "wsa"
     command = "ppo_wsa_atari.py --combiner wsa"   # a training script; game, seed and folders are added to it
+    game_flags = {Pong = "--features-dim 1024"}   # flags for some of the games
     published = {Pong = 21.0}                     # shown beside ours
 
     [[arms]]
@@ -33,14 +35,13 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     name = "wsa"
     of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; nothing is run for it here
 
-An arm may have games, seeds, flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it needs what that
-arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, probes), which go on by themselves
-where they were: {env_id}, {game} and {seed} stand for what they say, {output} for a new folder in the run's results, {runs} for the folder
-of all runs (--runs-dir), a name with a * for all files that fit.
+An arm may have games, seeds, flags, game_flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it
+needs what that arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, suites): when it is
+taken up again, pre-training goes on where it was, an evaluation begins anew. In it {env_id}, {game} and {seed} stand for what they say,
+{output} for a new folder in the run's results, {runs} for the folder of all runs (--runs-dir), a name with a * for all files that fit.
 """
 
 import csv
-import fcntl
 import glob
 import importlib
 import importlib.metadata
@@ -56,7 +57,7 @@ import sys
 import threading
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,8 +73,8 @@ from storage import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
-LOGGED = ("weights/", "transfer/", "intrinsic/", "coverage/")  # tags that are kept, beside the score
-DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "evaluate": None}
+LOGGED = ("eval/", "weights/", "transfer/", "intrinsic/", "coverage/")  # tags that are kept, beside the score
+DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "game_flags": {}, "evaluate": None}
 
 
 @dataclass
@@ -138,7 +139,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         raise InputError(f"{path}: there is no such file.") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: this is not TOML ({error}).") from error
-    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms", "notes")}
+    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms")}
     unknown = set(common) - set(DEFAULTS)
     runs: list[Run] = []
     for arm in content.get("arms", []):
@@ -163,8 +164,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         for game in settings["games"]:
             env_id = f"ALE/{game}-v5"
             game_name(env_id)
+            flags = " ".join(part for part in (settings["flags"], settings["game_flags"].get(game)) if part)
             for seed in settings["seeds"]:
-                commands = arm.get("steps") or [f"{arm['command']} {settings['flags']} --env-id {env_id} --seed {seed}"]
+                commands = arm.get("steps") or [f"{arm['command']} {flags} --env-id {env_id} --seed {seed}"]
                 fill = {"{env_id}": env_id, "{game}": game, "{seed}": str(seed)}
                 commands = [re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command) for command in commands]
                 trains, published = "command" in arm, arm.get("published", {}).get(game)
@@ -243,7 +245,10 @@ def is_finished(folder: Path, run: Run) -> bool:
         return False
     about = json.loads(path.read_text())
     if (about["commands"], about["evaluate"]) != (run.commands, run.evaluate):
-        raise InputError(f"{path}: this run was made by other commands than the experiment has now; remove its folder to run it again.")
+        raise InputError(
+            f"{path}: this run was made by other commands than the experiment has now; to run it again, remove its folders here and "
+            "in --runs-dir, or give a --results-dir and a --runs-dir of your own."
+        )
     return True
 
 
@@ -263,21 +268,12 @@ def revision() -> str | None:
     return described.stdout.strip()
 
 
-def locked(descriptor: int) -> bool:
-    """Try to get a run's lock; False if someone else holds it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 class Stopped(Exception):
     """The runner was asked to stop before this was begun."""
 
 
 class Runner:
-    """Runs what is left of an experiment; `main` gives it one thread per job."""
+    """Runs what is left of an experiment, one thread per job."""
 
     def __init__(self, args: Args, runs: list[Run]):
         self.args, self.runs = args, {run.name: run for run in runs}
@@ -285,7 +281,6 @@ class Runner:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.jobs = args.jobs or (min(cores, 4) if torch.cuda.is_available() else cores)
         self.threads = args.threads or max(1, cores // self.jobs)
-        self.done = {run.name: threading.Event() for run in runs}
         self.failed: dict[str, str] = {}
         self.stopping = threading.Event()
         self.children: set[subprocess.Popen] = set()
@@ -307,7 +302,8 @@ class Runner:
                 continue
             folder = newest_run(self.work_dir(name))
             if folder is None:
-                raise InputError(f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not there any more.")
+                remedy = "to make it again, give a --results-dir of your own"
+                raise InputError(f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not here; {remedy}.")
             command = command.replace(written, shlex.quote(str(folder.resolve())))
         return command
 
@@ -377,16 +373,13 @@ class Runner:
     def one(self, run: Run) -> None:
         """Do what is left of one run."""
         for name in run.needs.values():
-            self.done[name].wait()
             if name in self.failed:
                 raise RuntimeError(f"{name} failed, which it needs")
-        if self.stopping.is_set() or self.finished(run):
-            return
         work, result = self.work_dir(run.name), self.result_dir(run)
         work.mkdir(parents=True, exist_ok=True)
         result.mkdir(parents=True, exist_ok=True)
         with open(work / "lock", "w") as lock:
-            while not locked(lock.fileno()):  # something that a killed runner has left running
+            while not storage.try_lock(lock):  # something that a killed runner has left running
                 if self.stopping.wait(1):
                     return
             if self.finished(run):
@@ -414,6 +407,7 @@ class Runner:
                     writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
                 if rows := logged_of(run_dir):
                     storage.write_csv(result / "logged.csv", rows, ".4g")
+                (run_dir / "buffer.pt").unlink(missing_ok=True)  # gigabytes, for a resumption that will not be
             about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
             said = log.read_text() if log.is_file() else ""
             revisions = dict.fromkeys(re.findall(r"^# revision (.+)$", said, re.MULTILINE))
@@ -433,7 +427,19 @@ class Runner:
         if not self.stopping.is_set():
             state = f"failed: {self.failed[run.name]}" if run.name in self.failed else "finished"
             print(f"{time.strftime('%H:%M')} {run.name}: {state} after {(time.time() - begin) / 60:.1f} minutes", flush=True)
-        self.done[run.name].set()
+
+    def work_all(self, waiting: list[Run]) -> None:
+        """Do these runs in their order, but each only when those that it needs have ended."""
+        running: dict[Future, Run] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while (waiting or running) and not self.stopping.is_set():
+                not_ended = {run.name for run in (*waiting, *running.values())}
+                ready = [run for run in waiting if not_ended.isdisjoint(run.needs.values())]
+                for run in ready[: self.jobs - len(running)]:
+                    waiting.remove(run)
+                    running[pool.submit(self.work, run)] = run
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
 
     def stop(self, *_: Any) -> None:
         """Ctrl-C or SIGTERM: let each run save a checkpoint and end; once more: end them at once."""
@@ -445,7 +451,7 @@ class Runner:
 
 
 def in_order_of_needs(runs: list[Run]) -> list[Run]:
-    """Runs that others need come before them, so that waiting ones never take the places of those they wait for."""
+    """Runs that others need come before them; raises InputError where some need each other."""
     ordered: dict[str, Run] = {}
     by_name = {run.name: run for run in runs}
 
@@ -462,13 +468,15 @@ def in_order_of_needs(runs: list[Run]) -> list[Run]:
 
 
 def main(args: Args) -> None:
-    title, runs = read_experiment(args.experiment)
-    runs = in_order_of_needs([run for run in runs if not run.maker])
+    title, all_runs = read_experiment(args.experiment)
+    runs = in_order_of_needs([run for run in all_runs if not run.maker])
     if min(args.jobs, args.threads) < 0:
         raise InputError("--jobs and --threads must not be negative.")
     runner = Runner(args, runs)
     left = [run for run in runs if not runner.finished(run)]
     print(f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each")
+    if makers := dict.fromkeys(run.maker[0] for run in all_runs if run.maker and not runner.finished(run)):
+        print(f"the table also shows runs that {' and '.join(f'{maker}.toml' for maker in makers)} makes, which are not finished")
     if args.list:
         for run in runs:
             folder = newest_run(runner.work_dir(run.name))
@@ -477,12 +485,7 @@ def main(args: Args) -> None:
         return
     signal.signal(signal.SIGINT, runner.stop)
     signal.signal(signal.SIGTERM, runner.stop)
-    with ThreadPoolExecutor(runner.jobs) as pool:
-        for run in runs:
-            if run in left:
-                pool.submit(runner.work, run)
-            else:
-                runner.done[run.name].set()
+    runner.work_all(left)
     if runner.stopping.is_set():
         sys.exit(130)
     if runner.failed:

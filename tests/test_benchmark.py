@@ -24,6 +24,7 @@ import benchmark.run
 import evaluate
 import storage
 from benchmark import report
+from benchmark.learning_curves import running_mean
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
 from storage import InputError
@@ -76,7 +77,7 @@ def test_games_seeds_and_placeholders(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text(
         'games = ["Pong", "Breakout"]\nseeds = [3, 4]\nflags = "--gamma 0.9"\n'
-        '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\n'
+        '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\ngame_flags = { Pong = "--num-envs 4" }\n'
         '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy {run:one:3}/checkpoint.pt --flights"\n'
         '[[arms]]\nname = "chain"\ngames = ["Pong"]\nseeds = [4]\n'
         'steps = ["pretrain_encoders.py --env-id {env_id} --data-dir d/{game}{seed}"]\n'
@@ -84,6 +85,7 @@ def test_games_seeds_and_placeholders(tmp_path):
     runs = {run.name: run for run in read_experiment(path)[1]}
     assert list(runs) == ["one__Pong__3", "one__Breakout__3", "two__Pong__3", "two__Pong__4", "chain__Pong__4"]
     assert runs["one__Breakout__3"].commands == ["pretrain_policy_atari.py --gamma 0.9 --env-id ALE/Breakout-v5 --seed 3"]
+    assert runs["one__Pong__3"].commands == ["pretrain_policy_atari.py --gamma 0.9 --num-envs 4 --env-id ALE/Pong-v5 --seed 3"]
     assert list(runs["two__Pong__4"].needs.values()) == ["one__Pong__3"]
     assert runs["chain__Pong__4"].commands == ["pretrain_encoders.py --env-id ALE/Pong-v5 --data-dir d/Pong4"]
 
@@ -126,7 +128,7 @@ def test_a_run_that_is_under_way_is_waited_for(tmp_path):
     work.mkdir(parents=True)
     for leaves_results in (False, True):
         with open(work / "lock", "w") as lock:
-            assert benchmark.run.locked(lock.fileno())
+            assert storage.try_lock(lock)
             thread = threading.Thread(target=runner.work, args=(run,))
             thread.start()
             thread.join(2.5)
@@ -155,15 +157,18 @@ def test_games_over_a_resumption(tmp_path, monkeypatch):
 
 
 def test_what_else_a_run_has_logged(tmp_path):
-    """Means over equal stretches, and in the report over the last fifth of them and over runs."""
+    """Means over equal stretches, and in the report over the last tenth of the run and over runs; a model that has gone has no weight."""
     with SummaryWriter(str(tmp_path / "events")) as writer:
         for step in range(20):
             writer.add_scalar("weights/a", float(step), step)
+            if step < 15:
+                writer.add_scalar("weights/gone", 1.0, step)
             writer.add_scalar("losses/value_loss", 1.0, step)
     rows = benchmark.run.logged_of(tmp_path / "events", stretches=10)
-    assert rows == [{"tag": "weights/a", "step": 2 * i + 1, "mean": 2 * i + 0.5} for i in range(10)]
+    assert rows[:10] == [{"tag": "weights/a", "step": 2 * i + 1, "mean": 2 * i + 0.5} for i in range(10)]
+    assert {row["tag"] for row in rows[10:]} == {"weights/gone"} and rows[-1]["step"] == 14
     storage.write_csv(tmp_path / "logged.csv", rows)
-    assert report.read_logged(tmp_path / "logged.csv") == {"weights/a": 17.5} and report.read_logged(tmp_path / "none.csv") == {}
+    assert report.read_logged(tmp_path / "logged.csv") == {"weights/a": 18.5} and report.read_logged(tmp_path / "none.csv") == {}
     (run,) = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")[1]
     runs = [replace(run, arm=arm) for arm in ("one", "one", "two", "three")]
     logged = ({"x": 1.0}, {"x": 2.0}, {"y": 0.25}, {})
@@ -219,7 +224,9 @@ def test_killed_and_begun_again(tmp_path):
     means = []
     for seed in (1, 2):
         with open(results / f"end_to_end__Pong__{seed}" / "curve.csv", newline="") as file:
-            means.append(np.mean([float(game["raw_score"]) for game in csv.DictReader(file)][-100:]))
+            games = list(csv.DictReader(file))
+        end = 0.9 * int(games[-1]["step"])
+        means.append(np.mean([float(game["raw_score"]) for game in games if int(game["step"]) > end]))
     assert f"| {np.mean(means):.1f} |" in row and " ".join(f"{mean:.1f}" for mean in means) in row and row.endswith("| 21 |")
     assert (results / "curves_Pong.png").stat().st_size > 10_000
 
@@ -261,10 +268,12 @@ def test_ctrl_c_and_a_failing_run(tmp_path):
 
 
 def test_intervals():
-    """The mean of few runs, with scipy's bootstrap; the interquartile mean of many; none for one run."""
-    assert centre_and_interval(np.array([3.0])) == (3.0, pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True))
-    centre, low, high = centre_and_interval(np.array([1.0, 3.0]))
-    assert (centre, low, high) == (2.0, 1.0, 3.0)  # resampling two gives means of 1, 2 and 3 only
+    """The mean of some runs, with scipy's bootstrap; the interquartile mean of many; no interval for few, where it would be their range."""
+    none = pytest.approx(np.nan, nan_ok=True)
+    assert centre_and_interval(np.array([3.0])) == (3.0, none, none)
+    assert centre_and_interval(np.array([1.0, 3.0])) == (2.0, none, none)
+    centre, low, high = centre_and_interval(np.array([1.0, 1.0, 1.0, 1.0, 6.0]))
+    assert (centre, low) == (2.0, 1.0) and high in (4.0, 5.0)  # 6 is drawn 3 times or more in 5.8% of resamples, 4 or more in 0.7%
     values = np.array([0.0, 1, 2, 3, 4, 5, 6, 100])
     centre, low, high = centre_and_interval(values)
     assert centre == 3.5 and low < 3.5 < high < 100  # the middle half: 2, 3, 4, 5
@@ -281,10 +290,11 @@ def test_a_suite_makes_a_table(tmp_path):
     shutil.copy(ROOT / "benchmark" / "evaluation" / "suite" / "results.csv", folder / "suite")
     assert report.tables(tmp_path, runs, []) == {}  # not finished
     (folder / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": runs[0].evaluate}))
-    rows = report.tables(tmp_path, runs, [])["evaluations"]
+    rows = report.tables(tmp_path, runs, [])["suite"]
     assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len({row["variation"] for row in rows})
     unchanged = {"Pong/e2e": "15.0", "Pong/e2e: 95%": "-6.5 to 36.5", "Pong/e2e: relative": "1.00", "random play": "-20.3", "games": "3"}
     assert unchanged.items() <= rows[0].items() and rows[1]["random play"] == ""
+    assert rows[0]["Pong/e2e: cut off"] == "1" and rows[1]["picture"] == "differs from step 15"
     assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.02"
 
 
@@ -312,7 +322,10 @@ def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsy
     capsys.readouterr()
     benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
     said = capsys.readouterr().out
-    assert "1 runs, 1 finished" in said and "shown" not in said
+    assert "1 runs, 1 finished" in said and "shown" not in said and "not finished" not in said
+    shutil.rmtree(results / "maker")
+    benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
+    assert "the table also shows runs that maker.toml makes, which are not finished" in capsys.readouterr().out
     (experiments / "shower.toml").write_text(arm.format("shown", 'of = "maker/old"\nseeds = [3]'))
     with pytest.raises(InputError, match="maker/old is not made there in all these games and seeds"):
         read_experiment(experiments / "shower.toml")
@@ -335,3 +348,35 @@ def test_the_readmes_tables_are_what_the_report_makes():
         marked += names
     assert {"throughput", "scaling", "probes_Pong"} <= set(marked)
     assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
+
+
+def test_the_running_mean_is_over_steps():
+    """Each game's mean by hand: of the games that ended less than 100 steps before it."""
+    steps, scores = np.array([50.0, 100, 149, 150, 150, 400]), np.array([1.0, 2, 6, 3, 5, 4])
+    by_hand = [np.mean(scores[(steps > step - 100) & (steps <= step)]) for step in steps]
+    np.testing.assert_allclose(running_mean(steps, scores, 100), by_hand)
+    np.testing.assert_allclose(by_hand, [1, 1.5, 3, 4, 4, 4])
+
+
+def test_runs_wait_for_those_they_need_without_taking_a_place(tmp_path, monkeypatch):
+    """One that is ready goes before one that waits; one whose need has failed fails, too."""
+    path = tmp_path / "some.toml"
+    arms = {"slow": "", "waits": 'after = ["slow"]', "free": "", "wrong": "", "fails": 'after = ["wrong"]'}
+    path.write_text("".join(f'[[arms]]\nname = "{name}"\nsteps = ["storage.py {name}"]\n{after}\n' for name, after in arms.items()))
+    runs = read_experiment(path)[1]
+    runner = Runner(Args(path, jobs=2, runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), runs)
+    begun, free_has_begun = [], threading.Event()
+
+    def execute(command, log, lock):
+        begun.append(command.split()[1])
+        if begun[-1] == "free":
+            free_has_begun.set()
+        if command.endswith("slow"):
+            assert free_has_begun.wait(60)
+        if command.endswith("wrong"):
+            raise RuntimeError("tried")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    runner.work_all(in_order_of_needs(runs))
+    assert begun[:2] == ["slow", "free"] and sorted(begun) == ["free", "slow", "waits", "wrong"]
+    assert runner.failed == {"wrong__Pong__1": "tried", "fails__Pong__1": "wrong__Pong__1 failed, which it needs"}
