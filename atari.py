@@ -1,8 +1,8 @@
 """The Atari games as every script here plays them, through ale-py's own vector environment.
 
 One setting for pre-training, training and evaluation, in one place, because the three must agree: grey, 84x84, frame skip 4 with
-max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 30 no-ops and FIRE at the start of a game. All
-of that happens in ale-py's C++ threads.
+max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 28 no-ops and FIRE at the start of a game (up to
+29 no-ops where there is no FIRE). All of that happens in ale-py's C++ threads.
 """
 
 import difflib
@@ -85,7 +85,8 @@ class StartOfGame(gym.Wrapper):
             seed = int(seed)
             self.rng = np.random.default_rng(seed)
         obs, info = self.env.reset(seed=seed, options=options)
-        for _ in range(self.rng.integers(0, max(1, self.noop_max - 1))):  # ale-py draws from 0 to noop_max - 2, as was seen
+        # As was seen, ale-py draws from 0 to noop_max - 1, and one less where it presses FIRE afterwards
+        for _ in range(self.rng.integers(0, max(1, self.noop_max - (self.fire is not None)))):
             obs, _, _, _, info = self.env.step(0)
         if self.fire is not None:
             obs, _, _, _, info = self.env.step(self.fire)

@@ -143,6 +143,7 @@ MAY_DIFFER_ON_RESUME = {
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
+    processes.require_one_process(SCRIPT)
     at_least_one = ("num_envs", "n_step", "batch_size", "train_frequency", "learning_starts", "target_network_frequency", "flight_cap")
     for name in (*at_least_one, "max_frames_per_game", "eval_episodes", "checkpoint_interval"):
         if getattr(args, name) < 1:
@@ -157,6 +158,11 @@ def check_args(args: Args) -> None:
         raise InputError(f"{' and '.join(transfers)}: give the policy as --pretrained-policy; pretrain_policy_atari.py makes one.")
     if args.pretrained_policy and not transfers:
         raise InputError("--pretrained-policy is given, but nothing uses it; add --flights, --extra-action or --fine-tune.")
+    for name in ("flight_probability", "flight_exponent", "flight_cap"):
+        if getattr(args, name) != Args.__dataclass_fields__[name].default and not args.flights:
+            raise InputError(f"--{name.replace('_', '-')} is an option of --flights; add that, or leave it out.")
+    if args.flight_exponent <= 1:
+        raise InputError(f"--flight-exponent must be above 1, not {args.flight_exponent}: the zeta distribution is not defined there.")
     if args.buffer_size // args.num_envs < args.n_step + 5:
         raise InputError(f"--buffer-size {args.buffer_size} is too small for {args.num_envs} environments and --n-step {args.n_step}.")
     if args.learning_starts < args.num_envs * (args.n_step + 1):
@@ -418,7 +424,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         InputError: no such file, damaged, or of another script.
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
-    args, num_actions = Args(**checkpoint["args"]), checkpoint["num_actions"]
+    args, num_actions = storage.saved_args(path, Args, checkpoint["args"]), checkpoint["num_actions"]
     q_network = QNetwork(num_actions, args.extra_action)
     q_network.load_state_dict(checkpoint["agent"])
     policy = None
@@ -463,7 +469,7 @@ def main(args: Args) -> Path:
     if args.fine_tune:
         q_network.start_from(policy)
     target_network.load_state_dict(q_network.state_dict())
-    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)  # eps: our choice
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, args.n_step, args.gamma)
     # One random stream for each purpose, so that a switch that is turned on leaves the others' draws as they were
     streams = {name: np.random.default_rng([args.seed, number]) for number, name in enumerate(("epsilon", "replay", "flights"))}
@@ -475,6 +481,7 @@ def main(args: Args) -> Path:
         target_network.load_state_dict(checkpoint["target"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng_state"])
+        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
         for name, rng in streams.items():
             rng.bit_generator.state = checkpoint["streams"][name]
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
@@ -658,7 +665,7 @@ if __name__ == "__main__":
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
             saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
-            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+            args = tyro.cli(Args, description=__doc__, default=replace(storage.saved_args(args.resume, Args, saved), resume=None))
         main(args)
     except InputError as error:
         sys.exit(f"error: {error}")

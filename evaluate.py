@@ -38,6 +38,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 from tqdm import tqdm
 
+import processes
 import storage
 from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env, make_envs, play_games
 from storage import InputError
@@ -674,7 +675,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     agents = open_agents(args, device)
     for agent in agents:
         for variation in args.variation:

@@ -140,8 +140,12 @@ def check_args(args: Args) -> None:
         )
     if batch_size // args.num_minibatches < 2:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
-    if args.seed < 0 or args.torch_threads < 0 or args.learning_rate < 0:
-        raise InputError("--seed, --torch-threads and --learning-rate must not be negative.")
+    for name in ("gamma", "gae_lambda", "repeat_action_probability"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
+    for name in ("seed", "torch_threads", "learning_rate", "clip_coef", "max_grad_norm", "eval_interval"):
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must not be negative.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
@@ -331,6 +335,7 @@ def main(args: Args) -> Path | None:
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng_state"])
+        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         first_iteration = checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
@@ -539,7 +544,7 @@ if __name__ == "__main__":
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
             saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
-            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+            args = tyro.cli(Args, description=__doc__, default=replace(storage.saved_args(args.resume, Args, saved), resume=None))
         main(args)
     except InputError as error:
         sys.exit(f"error: {error}")

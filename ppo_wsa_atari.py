@@ -217,8 +217,12 @@ def check_args(args: Args) -> None:
         )
     if batch_size // args.num_minibatches < 2:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
-    if args.seed < 0 or args.torch_threads < 0 or args.learning_rate < 0:
-        raise InputError("--seed, --torch-threads and --learning-rate must not be negative.")
+    for name in ("gamma", "gae_lambda", "repeat_action_probability"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
+    for name in ("seed", "torch_threads", "learning_rate", "clip_coef", "max_grad_norm", "eval_interval"):
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must not be negative.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
@@ -335,24 +339,32 @@ class FrozenModels(nn.Module):
                 model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
         self.fast: dict[str, nn.Module] = {}  # copies that `prepare` makes; not registered, so that a state dict has each model once
         self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding, with --centre-embeddings
-        self.autocast = contextlib.nullcontext()
+        self.autocast, self.recorded = contextlib.nullcontext(), False
         self.kept_precision = getattr(torch, args.kept_precision)
 
-    def prepare(self, args: Args, device: torch.device) -> None:
-        """Move to the device and make the copies that are really run; without this call the models run as they are stored."""
+    def prepare(self, args: Args, device: torch.device, centre: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
+        """Move to the device and make the copies that are really run; without this call the models run as they are stored.
+
+        Args:
+            centre: what --centre-embeddings takes away, from a checkpoint, so that an agent stays what it is; without it, it is measured.
+        """
         self.to(device)
+        self.recorded = args.cuda_graphs
         self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=args.frozen_precision == "bfloat16")
         frames = typical_frames(args.env_id) if args.frozen_precision == "int8" or args.centre_embeddings else None
         for name, model in self.models.items():
-            if args.frozen_precision == "int8" and isinstance(model, INT8):
+            quantised = args.frozen_precision == "int8" and isinstance(model, INT8)
+            if quantised:
                 self.fast[name] = int8(model, frames)
             elif type(model) in ENCODERS.values():
                 self.fast[name] = folded(model)  # fast: each batch norm is computed with the convolution before it
-            if args.compile and not (args.frozen_precision == "int8" and isinstance(model, INT8)):
+            if args.compile and not quantised:
                 graphs = {"triton.cudagraphs": True} if args.cuda_graphs else {}
                 compiled = torch.compile(self.fast.get(name, model), options={"freezing": True, **graphs})
                 self.fast[name] = compiled  # fast: fused kernels, with the weights as constants
-        if args.centre_embeddings:
+        if centre:
+            self.centre = {name: (mean.to(device), scale.to(device)) for name, (mean, scale) in centre.items()}
+        elif args.centre_embeddings:
             for name, model in self.models.items():
                 with torch.no_grad():
                     z = torch.cat([model(batch.to(device)).float() for batch in frames.split(32)])
@@ -371,7 +383,9 @@ class FrozenModels(nn.Module):
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
         with self.autocast:
-            embeddings = {name: self.fast.get(name, self.models[name])(obs).float() for name in self.wanted(names)}
+            embeddings = {name: self.fast.get(name, self.models[name])(obs) for name in self.wanted(names)}
+        # What a recorded computation gives, the next one writes over
+        embeddings = {name: z.to(torch.float32, copy=self.recorded) for name, z in embeddings.items()}
         for name in self.centre.keys() & embeddings.keys():
             mean, scale = self.centre[name]
             embeddings[name] = (embeddings[name] - mean) / scale
@@ -438,24 +452,28 @@ class Agent(nn.Module):
         action = policy.sample() if action is None else action
         return action, policy.log_prob(action), policy.entropy(), self.critic(state).squeeze(-1), weights
 
-    def apply_change(self, change: Change, shapes: dict[str, tuple[int, ...]], seed: int, optimizer: torch.optim.Optimizer) -> None:
-        """Let a model come (with a new adapter and new optimiser state) or go (with both); all else stays as it is."""
+    def apply_change(
+        self, change: Change, shapes: dict[str, tuple[int, ...]], seed: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Let a model come (with a new adapter and, in training, new optimiser state) or go (with both); all else stays as it is."""
         name = short_name(change.spec)
         if change.kind == "add":
             with torch.random.fork_rng():  # a generator of its own, so that nothing else's randomness moves
                 torch.manual_seed(seed_of(seed, f"{name} at {change.step}"))
                 self.combiner.add_model(name, shapes[name])
-            optimizer.add_param_group({"params": list(self.combiner.adapters[name].parameters())})
+            if optimizer:
+                optimizer.add_param_group({"params": list(self.combiner.adapters[name].parameters())})
             self.names = (*self.names, name)
-        else:
-            gone = {id(parameter): parameter for parameter in self.combiner.adapters[name].parameters()}
-            self.combiner.remove_model(name)
+            return
+        gone = {id(parameter): parameter for parameter in self.combiner.adapters[name].parameters()}
+        self.combiner.remove_model(name)
+        self.names = tuple(other for other in self.names if other != name)
+        if optimizer:
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
             for parameter in gone.values():
                 optimizer.state.pop(parameter, None)
-            self.names = tuple(other for other in self.names if other != name)
 
 
 def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_features: int, gain: float) -> nn.Sequential:
@@ -524,7 +542,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         InputError: no such file, damaged, or of another script; a stored model is missing or is another one than in training.
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
-    args = Args(**checkpoint["args"])
+    args = storage.saved_args(path, Args, checkpoint["args"])
     if args.frozen_precision == "int8" and torch.device(device).type == "cuda":
         raise InputError(f"{path}: this agent's frozen models are in int8, which is for a CPU; give --cuda False.")
     if args.frozen_precision == "bfloat16" and torch.device(device).type == "cpu":
@@ -532,11 +550,10 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     frozen = FrozenModels(args, pretrained_dir)
     restore_frozen(path, checkpoint, frozen)
     agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
-    unused_optimizer = torch.optim.Adam(agent.parameters())
     for change in parse_schedule(args)[: checkpoint["changes_done"]]:
-        agent.apply_change(change, frozen.shapes, args.seed, unused_optimizer)
+        agent.apply_change(change, frozen.shapes, args.seed)
     agent.load_state_dict(checkpoint["agent"])
-    frozen.prepare(replace(args, compile=False), torch.device(device))
+    frozen.prepare(replace(args, compile=False, cuda_graphs=False), torch.device(device), checkpoint.get("centre"))
     return SeeingAgent(frozen, agent).to(device).eval()
 
 
@@ -689,7 +706,7 @@ def main(args: Args) -> Path | None:
         make_envs(args.env_id, group_size, args.repeat_action_probability, True, args.max_frames_per_game) for _ in range(args.env_groups)
     ]
     num_actions = int(groups[0].single_action_space.n)
-    frozen.prepare(args, device)
+    frozen.prepare(args, device, checkpoint.get("centre") if checkpoint else None)
     agent = Agent(frozen.shapes, frozen.context_name, num_actions, args).to(device)
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
@@ -703,6 +720,7 @@ def main(args: Args) -> Path | None:
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng_state"])
+        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         first_iteration = checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
@@ -728,6 +746,7 @@ def main(args: Args) -> Path | None:
                 "script": SCRIPT,
                 "encoders": frozen.sha256,
                 "own_models": {name: model.state_dict() for name, model in frozen.own.items()},
+                "centre": frozen.centre,
                 "changes_done": changes_done,
                 "num_actions": num_actions,
                 "args": asdict(args),
@@ -851,15 +870,17 @@ def main(args: Args) -> Path | None:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
 
         # Models that come or go
-        if changes_done < len(schedule) and schedule[changes_done].step <= global_step:
-            while changes_done < len(schedule) and schedule[changes_done].step <= global_step:
-                agent.apply_change(schedule[changes_done], frozen.shapes, args.seed, optimizer)
-                changes_done += 1
+        due = [change for change in schedule[changes_done:] if change.step <= global_step]
+        for change in due:
+            agent.apply_change(change, frozen.shapes, args.seed, optimizer)
+        if due:
+            changes_done += len(due)
             b_embeddings, mb_room = ({}, {}) if args.recompute_embeddings else make_storage()
             next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory
             progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate
+        trained = [parameter for parameters in optimizer.param_groups for parameter in parameters["params"]]
 
         # Rollout
         finished.clear()
@@ -909,7 +930,6 @@ def main(args: Args) -> Path | None:
                 )
                 optimizer.zero_grad()
                 loss.backward()
-                trained = [parameter for parameters in optimizer.param_groups for parameter in parameters["params"]]
                 processes.average_gradients(trained)
                 nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer.step()
@@ -922,13 +942,13 @@ def main(args: Args) -> Path | None:
                 writer.add_scalar("charts/episodic_return", episodic_return, step)
                 writer.add_scalar("charts/episodic_length", episodic_length, step)
         sps = (global_step - start_step) / (time.time() - start_time)
-        if rank == 0 and weights is not None:  # (minibatch, N)
-            for name, weight in zip(agent.names, weights.mean(dim=0).tolist(), strict=True):
-                writer.add_scalar(f"weights/{name}", weight, global_step)
-            writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
-        if rank == 0 and args.combiner == "wsa" and args.scorer_activation != "none":
-            writer.add_scalar("weights/dead_scores", agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings)), global_step)
         if rank == 0:
+            if weights is not None:  # (minibatch, N)
+                for name, weight in zip(agent.names, weights.mean(dim=0).tolist(), strict=True):
+                    writer.add_scalar(f"weights/{name}", weight, global_step)
+                writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
+            if args.combiner == "wsa" and args.scorer_activation != "none":
+                writer.add_scalar("weights/dead_scores", agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings)), global_step)
             writer.add_scalar("charts/SPS", sps, global_step)
             writer.add_scalar("charts/learning_rate", learning_rate, global_step)
             writer.add_scalar("charts/clip_coef", clip_coef, global_step)
@@ -985,7 +1005,7 @@ if __name__ == "__main__":
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
             saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
-            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+            args = tyro.cli(Args, description=__doc__, default=replace(storage.saved_args(args.resume, Args, saved), resume=None))
         main(args)
     except InputError as error:
         sys.exit(f"error: {error}")

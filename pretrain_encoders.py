@@ -47,7 +47,7 @@ class Args:
     encoders: tuple[str, ...] = ("state_representation", "autoencoder", "object_masks", "keypoint_features", "keypoint_maps")
     """the models to train (the default: the paper's); also image_completion, frame_prediction, masked_autoencoder"""
     budget: Literal["cpu", "paper"] = "cpu"
-    """frames, steps and batch sizes: cpu (about an hour and a half on two cores for all five) or paper (for a GPU)"""
+    """frames, steps and batch sizes: cpu (some hours on two cores for all five) or paper (for a GPU)"""
     retrain: bool = False
     """train again what is stored already"""
     pretrained_dir: str = "pretrained"
@@ -73,7 +73,7 @@ class Args:
     batch_size: int | None = None
     """batch size of each model, instead of the budget's"""
     validation_samples: int = 256
-    """held-out samples for a validation; there are 20 of them in a run"""
+    """held-out samples for a validation, of which there are at least 20 in a run"""
     seed: int = 1
     """seed of games, weights and batches"""
     runs_dir: str = "runs"
@@ -91,6 +91,7 @@ class Args:
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
+    processes.require_one_process("pretrain_encoders")
     unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or not args.encoders:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
@@ -440,7 +441,7 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     signal.signal(signal.SIGTERM, on_interrupt)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
 
     collect_frames(args, data_folder, args.num_frames or {"cpu": 100_000, "paper": 1_000_000}[args.budget], device, interrupted)
     if interrupted.is_set():

@@ -145,6 +145,7 @@ MAY_DIFFER_ON_RESUME = {
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
+    processes.require_one_process(SCRIPT)
     at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "memory_size", "num_neighbours")
     for name in (*at_least_one, "intrinsic_minibatch", "coverage_steps", "checkpoint_interval"):
         if getattr(args, name) < 1:
@@ -163,6 +164,10 @@ def check_args(args: Args) -> None:
     for name in ("gamma", "gae_lambda", "repeat_action_probability"):
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
+    if args.intrinsic == "rnd":
+        defaults = {name: Args.__dataclass_fields__[name].default for name in ("memory_size", "num_neighbours", "max_lifelong")}
+        for name in (name for name, default in defaults.items() if getattr(args, name) != default):
+            raise InputError(f"--{name.replace('_', '-')} is an option of --intrinsic ngu; leave it out.")
     if args.max_lifelong < 1:
         raise InputError(f"--max-lifelong must be at least 1, not {args.max_lifelong}.")
     if args.total_timesteps < batch_size:
@@ -216,8 +221,9 @@ class EpisodicMemory:
         self.visits[envs] = 0
 
     def novelty(self, embedding: torch.Tensor, distances: RunningMoments) -> torch.Tensor:
-        """How new (num_envs, features) is in each environment's game: (num_envs,), 0 where it is all too familiar.
+        """How new (num_envs, features) is in each environment's game: (num_envs,).
 
+        0 where the similarity is above MAX_SIMILARITY, as published; as each neighbour adds at most 1, this needs 64 neighbours and more.
         Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: the first steps of each game would else look like the
         newest of all, and ending games would pay. Updates `distances`, the running mean of squared distances to the neighbours.
         """
@@ -412,6 +418,7 @@ def main(args: Args) -> Path:
         optimizer.load_state_dict(checkpoint["optimizer"])
         intrinsic_optimizer.load_state_dict(checkpoint["intrinsic_optimizer"])
         torch.set_rng_state(checkpoint["rng_state"])
+        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
         global_step, first_iteration = checkpoint["global_step"], checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
 
@@ -616,7 +623,7 @@ if __name__ == "__main__":
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags are the defaults
             saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
-            args = tyro.cli(Args, description=__doc__, default=replace(Args(**saved), resume=None))
+            args = tyro.cli(Args, description=__doc__, default=replace(storage.saved_args(args.resume, Args, saved), resume=None))
         main(args)
     except InputError as error:
         sys.exit(f"error: {error}")

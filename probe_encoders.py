@@ -25,6 +25,7 @@ import tyro
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
+import processes
 import storage
 from atari import env_seeds, game_name, make_env
 from encoders import ENCODERS, load_encoder
@@ -186,7 +187,7 @@ def main(args: Args) -> None:
         raise InputError(f"{folder}: no stored models; make them with python pretrain_encoders.py --env-id {args.env_id}")
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
-    device = torch.device("cuda" if args.cuda is True or (args.cuda == "auto" and torch.cuda.is_available()) else "cpu")
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     models = {name: load_encoder(folder / f"{name}.pt", device, game) for name in names}
     output = Path(args.output.replace("<Game>", game))
     storage.require_writable(output.parent)

@@ -98,6 +98,12 @@ def check_speed_flags(args: Any) -> None:
     require_compiler(args)
 
 
+def require_one_process(script: str) -> None:
+    """Refuse torchrun in scripts that train in one process; raises InputError."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{script}.py trains in one process; start it with python, without torchrun.")
+
+
 def require_compiler(args: Any) -> None:
     """Refuse --compile on a CPU without a C++ compiler; raises InputError."""
     if args.compile and not on_cuda(args.cuda) and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -197,13 +198,24 @@ def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
 def require_same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any], may_differ: set[str]) -> None:
     """Refuse to resume the checkpoint at `path` under other flags than it was made with, all but those in `may_differ`.
 
+    Flags that the script did not have yet when the checkpoint was made are not compared.
+
     Raises:
         InputError: names each flag that differs, with both values.
     """
     different = [
-        f"--{name.replace('_', '-')} was {saved.get(name)!r}, now {given[name]!r}"
+        f"--{name.replace('_', '-')} was {saved[name]!r}, now {given[name]!r}"
         for name in given
-        if name not in may_differ and saved.get(name) != given[name]
+        if name not in may_differ and name in saved and saved[name] != given[name]
     ]
     if different:
         raise InputError(f"{path}: made with other settings ({'; '.join(different)}); leave them out or start a new run.")
+
+
+def saved_args(path: Path | str, args_class: type, saved: dict[str, Any]) -> Any:
+    """The flags of the checkpoint at `path`, as the script's `Args`; raises InputError if the script has some of them no longer."""
+    gone = set(saved) - {field.name for field in fields(args_class)}
+    if gone:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(gone))
+        raise InputError(f"{path}: it was made by another version of the script, which had {flags}.")
+    return args_class(**saved)

@@ -34,8 +34,6 @@ def folded(model: nn.Module) -> nn.Module:
         for layer in part:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = True  # no new memory for what is not needed twice
-    if hasattr(model, "layout"):
-        model.layout = torch.channels_last  # where a network reshapes, its convolutions would copy at each step
     return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 

@@ -17,7 +17,6 @@ class ObjectMasks(nn.Module):
 
     input = "two newest frames"
     output_shape = (NUM_OBJECTS, SIZE, SIZE)
-    layout = torch.contiguous_format  # of the maps in memory; encoders/fast.py sets the one that convolutions prefer
 
     def __init__(self):
         super().__init__()
@@ -43,9 +42,8 @@ class ObjectMasks(nn.Module):
 
     def masks(self, features: torch.Tensor) -> torch.Tensor:
         """(B, 512) -> (B, 20, 84, 84)."""
-        x = (
-            self.to_map(features).unflatten(1, (24, 21, 21)).contiguous(memory_format=torch.channels_last)
-        )  # fast: as the convolutions want it
+        x = self.to_map(features).unflatten(1, (24, 21, 21))
+        x = x.contiguous(memory_format=torch.channels_last)  # fast: as the convolutions want it
         x = F.interpolate(x, scale_factor=2, mode="bilinear")
         x = x + F.relu(self.conv_42(x))
         x = F.interpolate(x, scale_factor=2, mode="bilinear")

@@ -466,7 +466,7 @@ def test_bad_input_is_refused(args, changes, says):
     assert not Path(flags.runs_dir).exists()
 
 
-def test_centred_embeddings(args):
+def test_centred_embeddings(args, tmp_path):
     """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same shift and scale."""
     plain, centred = (ppo_wsa_atari.FrozenModels(args(kept_precision="float32")) for _ in range(2))
     centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
@@ -485,3 +485,9 @@ def test_centred_embeddings(args):
     agent = load_agent(run / "checkpoint.pt")
     for name, z in agent.frozen(frames[:8], names).items():
         torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)
+    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")  # the agent has its own centre, and does not measure it anew
+    checkpoint["centre"] = {name: (mean + 1, scale * 2) for name, (mean, scale) in checkpoint["centre"].items()}
+    storage.save(checkpoint, tmp_path / "moved.pt")
+    for name, z in load_agent(tmp_path / "moved.pt").frozen(frames[:8], names).items():
+        scale = checkpoint["centre"][name][1] / 2
+        torch.testing.assert_close(z, (seen[name][:8] - 1 / scale) / 2, rtol=1e-3, atol=1e-3)

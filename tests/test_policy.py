@@ -18,6 +18,8 @@ SMALL = {"num_envs": 4, "num_steps": 16, "total_timesteps": 128, "num_minibatche
 
 
 def make_args(tmp_path, **flags) -> Args:
+    if flags.get("intrinsic") == "ngu":
+        flags = {"num_neighbours": 3} | flags  # games are short here
     return Args(**{"env_id": "ALE/Breakout-v5", "runs_dir": str(tmp_path)} | SMALL | flags)
 
 
@@ -177,7 +179,7 @@ class OtherReward(gym.vector.VectorWrapper):
 
 @pytest.mark.parametrize("kind", ["ngu", "rnd"])
 def test_changing_the_games_reward_changes_nothing(tmp_path, kind, monkeypatch):
-    args = make_args(tmp_path, intrinsic=kind, num_neighbours=3)
+    args = make_args(tmp_path, intrinsic=kind)
     one = storage.load(main(args) / "checkpoint.pt", "checkpoint")
     make = pretrain_policy_atari.make_envs
     monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: OtherReward(make(*rest)))
@@ -213,7 +215,7 @@ def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
 
     monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: EndsAtStep5(make(*rest)))
     monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
-    main(make_args(tmp_path, intrinsic=kind, num_neighbours=3, episodic_return=episodic))
+    main(make_args(tmp_path, intrinsic=kind, episodic_return=episodic))
     rewards, returns = calls[0]
     stops = torch.isclose(returns, rewards)
     assert stops[4].tolist() == [False, stops_there, False, False]
@@ -235,7 +237,7 @@ def test_the_frame_limit_is_no_terminal(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(pretrain_policy_atari, "make_envs", recording)
     watched = lambda *rest: (calls.append((rest, compute(*rest))), compute(*rest))[1]  # noqa: E731
     monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
-    args = make_args(tmp_path, intrinsic=kind, num_neighbours=3, max_frames_per_game=20)
+    args = make_args(tmp_path, intrinsic=kind, max_frames_per_game=20)
     main(args)
     (rewards, *_), (_, returns) = calls[0]
     torch.manual_seed(args.seed)
@@ -268,6 +270,7 @@ def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
         assert second["intrinsic"][name] > first["intrinsic"][name] > 0
     for flags, says in (
         ({"resume": str(run / "checkpoint.pt"), "intrinsic": "rnd", "total_timesteps": 500}, "--intrinsic was 'ngu', now 'rnd'"),
+        ({"intrinsic": "rnd", "memory_size": 99}, "--memory-size is an option of --intrinsic ngu"),
         ({"resume": str(run / "checkpoint.pt"), "total_timesteps": 192}, "raise --total-timesteps"),
         ({"resume": "nothing.pt"}, "there is no such file"),
         ({"num_neighbours": 0}, "--num-neighbours must be at least 1"),

@@ -400,6 +400,8 @@ def test_another_stored_model_is_refused(args, models, tmp_path):
         ({"num_minibatches": 32}, "a minibatch of 1"),
         ({"total_timesteps": 31}, "less than one rollout"),
         ({"num_envs": 0}, "--num-envs must be at least 1"),
+        ({"eval_interval": -1}, "--eval-interval must not be negative"),
+        ({"gae_lambda": 1.5}, "--gae-lambda must be from 0 to 1"),
         ({"cuda": True}, "no CUDA device"),
     ],
 )

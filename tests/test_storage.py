@@ -5,11 +5,16 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import dqn_bt_atari
+import pretrain_encoders
+import pretrain_policy_atari
 import storage
 from storage import InputError
 
@@ -118,3 +123,27 @@ def test_runs_begun_in_one_second_get_folders_of_their_own(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         storage.new_run_dir(tmp_path / "file", "Pong__ppo__1")
+
+
+def test_flags_of_other_versions():
+    """A flag that is new takes its default, and is not compared; one that is gone is named."""
+
+    @dataclass
+    class Args:
+        gamma: float = 0.99
+        newer: int = 3
+
+    assert storage.saved_args("some.pt", Args, {"gamma": 0.9}) == Args(gamma=0.9, newer=3)
+    storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, {"gamma": 0.9, "newer": 5}, set())
+    with pytest.raises(InputError, match="--gamma was 0.9, now 0.8"):
+        storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, {"gamma": 0.8, "newer": 5}, set())
+    with pytest.raises(InputError, match="some.pt: it was made by another version of the script, which had --old-flag"):
+        storage.saved_args("some.pt", Args, {"gamma": 0.9, "old_flag": 1})
+
+
+@pytest.mark.parametrize("script", [dqn_bt_atari, pretrain_encoders, pretrain_policy_atari])
+def test_scripts_of_one_process_refuse_torchrun(script, monkeypatch):
+    script.check_args(script.Args())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=f"{script.__name__}.py trains in one process"):
+        script.check_args(script.Args())

@@ -488,6 +488,8 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
         ({"resume": str(run / "checkpoint.pt"), "gamma": 0.9, "total_timesteps": 500}, "--gamma was 0.99, now 0.9"),
         ({"resume": str(run / "checkpoint.pt"), "total_timesteps": 100}, "raise --total-timesteps"),
         ({"flight_probability": 1.5}, "--flight-probability must be from 0 to 1"),
+        ({"flight_cap": 5}, "--flight-cap is an option of --flights"),
+        ({"pretrained_policy": policy, "flights": True, "flight_exponent": 1.0}, "--flight-exponent must be above 1"),
         ({"learning_starts": 3}, "nothing can be learnt before 4 steps"),
         ({"learning_starts": 500}, "the buffer holds only --buffer-size 400"),
         ({"save_buffer": True, "buffer_size": 10**5, "total_timesteps": 10**5}, r"need 1\.41 GB of disk, and 1\.00 GB are free; lower"),
