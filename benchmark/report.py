@@ -171,7 +171,7 @@ def suite_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
                 row["games"], row["picture"] = one["games"], one["first_difference"]
                 row[one["agent"]] = f"{float(one['mean']):.1f}"
                 row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
-                row[f"{one['agent']}: relative"] = f"{float(one['relative']):.2f}" if one["relative"] else ""
+                row[f"{one['agent']}: relative"] = f"{round(float(one['relative']), 2) + 0.0:.2f}" if one["relative"] else ""
                 row[f"{one['agent']}: cut off"] = one["truncated"]
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [{name: row.get(name, "") for name in columns} for row in rows.values()]

@@ -390,6 +390,9 @@ class Runner:
                 for command in run.commands:
                     command = command.replace("{output}", shlex.quote(str((result / "output").resolve())))
                     self.execute(self.filled(command, run), log, lock.fileno())
+                for path in (path for path in result.glob("output/**/*") if path.suffix in (".json", ".csv")):
+                    text = path.read_text().replace(str(result.resolve()), ".")  # no folders of this machine
+                    write_atomically(path, text.replace(str(Path(self.args.runs_dir).resolve()), "runs"))
             else:
                 run_dir = self.train(run, lock.fileno(), log)
                 if run.evaluate is not None:

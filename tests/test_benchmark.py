@@ -287,15 +287,16 @@ def test_a_suite_makes_a_table(tmp_path):
     _, runs = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")
     folder = tmp_path / runs[0].name
     (folder / "suite").mkdir(parents=True)
-    shutil.copy(ROOT / "benchmark" / "evaluation" / "suite" / "results.csv", folder / "suite")
+    shutil.copy(ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv", folder / "suite")
     assert report.tables(tmp_path, runs, []) == {}  # not finished
     (folder / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": runs[0].evaluate}))
     rows = report.tables(tmp_path, runs, [])["suite"]
     assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len({row["variation"] for row in rows})
-    unchanged = {"Pong/e2e": "15.0", "Pong/e2e: 95%": "-6.5 to 36.5", "Pong/e2e: relative": "1.00", "random play": "-20.3", "games": "3"}
+    unchanged = {"Pong/e2e": "17.2", "Pong/e2e: 95%": "13.3 to 21.1", "Pong/e2e: relative": "1.00", "random play": "-20.5", "games": "10"}
     assert unchanged.items() <= rows[0].items() and rows[1]["random play"] == ""
-    assert rows[0]["Pong/e2e: cut off"] == "1" and rows[1]["picture"] == "differs from step 15"
-    assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.02"
+    assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.01" and rows[1]["picture"] == "differs from step 15"
+    (easier,) = (row for row in rows if row["variation"] == "difficulty:1")
+    assert (easier["Pong/e2e: cut off"], easier["Pong/wsa: cut off"]) == ("0", "3")
 
 
 def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsys):
@@ -362,21 +363,27 @@ def test_runs_wait_for_those_they_need_without_taking_a_place(tmp_path, monkeypa
     """One that is ready goes before one that waits; one whose need has failed fails, too."""
     path = tmp_path / "some.toml"
     arms = {"slow": "", "waits": 'after = ["slow"]', "free": "", "wrong": "", "fails": 'after = ["wrong"]'}
-    path.write_text("".join(f'[[arms]]\nname = "{name}"\nsteps = ["storage.py {name}"]\n{after}\n' for name, after in arms.items()))
+    path.write_text(
+        "".join(f'[[arms]]\nname = "{name}"\nsteps = ["storage.py {name} {{output}}"]\n{after}\n' for name, after in arms.items())
+    )
     runs = read_experiment(path)[1]
     runner = Runner(Args(path, jobs=2, runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), runs)
     begun, free_has_begun = [], threading.Event()
 
     def execute(command, log, lock):
+        output = Path(command.split()[2])
+        output.mkdir(parents=True)
+        (output / "about.json").write_text(f"{output} {tmp_path / 'runs'}/some.pt")
         begun.append(command.split()[1])
         if begun[-1] == "free":
             free_has_begun.set()
-        if command.endswith("slow"):
+        if begun[-1] == "slow":
             assert free_has_begun.wait(60)
-        if command.endswith("wrong"):
+        if begun[-1] == "wrong":
             raise RuntimeError("tried")
 
     monkeypatch.setattr(runner, "execute", execute)
     runner.work_all(in_order_of_needs(runs))
+    assert (runner.result_dir(runs[0]) / "output" / "about.json").read_text() == "./output runs/some.pt"
     assert begun[:2] == ["slow", "free"] and sorted(begun) == ["free", "slow", "waits", "wrong"]
     assert runner.failed == {"wrong__Pong__1": "tried", "fails__Pong__1": "wrong__Pong__1 failed, which it needs"}
