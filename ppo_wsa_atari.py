@@ -382,10 +382,11 @@ class FrozenModels(nn.Module):
     @torch.no_grad()
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
+        embeddings = {}
         with self.autocast:
-            embeddings = {name: self.fast.get(name, self.models[name])(obs) for name in self.wanted(names)}
-        # What a recorded computation gives, the next one writes over
-        embeddings = {name: z.to(torch.float32, copy=self.recorded) for name, z in embeddings.items()}
+            for name in self.wanted(names):
+                z = self.fast.get(name, self.models[name])(obs)
+                embeddings[name] = z.to(torch.float32, copy=self.recorded)  # what a recorded computation gives, the next one overwrites
         for name in self.centre.keys() & embeddings.keys():
             mean, scale = self.centre[name]
             embeddings[name] = (embeddings[name] - mean) / scale
