@@ -439,7 +439,7 @@ def main(args: Args) -> Path:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     policy = None
     if args.flights or args.extra_action or args.fine_tune:

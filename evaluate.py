@@ -340,9 +340,14 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
 def summarise(games: list[tuple[int, int, bool]]) -> dict:
     """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit cut off.
 
-    `distinct` is how many games differ in score or length: a greedy agent in a game without chance plays only as many games as there are
-    starts (no-ops), and an interval over copies is too narrow.
+    `distinct` is how many games differ in score, or in length by more agent steps than the no-ops at the start explain (at most 29 frames,
+    so 7 steps): in a game without chance a greedy agent plays the same few games again and again, and an interval over copies is too
+    narrow. (Different games that happen to be as long as each other count as one.)
     """
+    distinct, last = 0, (None, 0)
+    for score, length in sorted({(score, length) for score, length, _ in games}):
+        if score != last[0] or length > last[1] + 7:
+            distinct, last = distinct + 1, (score, length)
     scores = np.array([score for score, _, _ in games], dtype=float)
     mean, several = scores.mean(), len(scores) > 1
     half_width = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores) if several else None
@@ -353,7 +358,7 @@ def summarise(games: list[tuple[int, int, bool]]) -> dict:
         "ci_low": float(mean - half_width) if several else None,
         "ci_high": float(mean + half_width) if several else None,
         "truncated": sum(cut_off for _, _, cut_off in games),
-        "distinct": len({(score, length) for score, length, _ in games}),
+        "distinct": distinct,
         "scores": [score for score, _, _ in games],
         "lengths": [length for _, length, _ in games],
         "cut_off": [cut_off for _, _, cut_off in games],

@@ -302,7 +302,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes

@@ -351,7 +351,8 @@ class FrozenModels(nn.Module):
         self.to(device)
         self.recorded = args.cuda_graphs
         self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=args.frozen_precision == "bfloat16")
-        frames = typical_frames(args.env_id) if args.frozen_precision == "int8" or args.centre_embeddings else None
+        needs_frames = args.frozen_precision == "int8" or (args.centre_embeddings and not centre)
+        frames = typical_frames(args.env_id) if needs_frames else None
         for name, model in self.models.items():
             quantised = args.frozen_precision == "int8" and isinstance(model, INT8)
             if quantised:
@@ -667,7 +668,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes

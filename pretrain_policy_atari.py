@@ -383,7 +383,7 @@ def main(args: Args) -> Path:
     check_args(args)
     checkpoint = None
     if args.resume:
-        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, asdict(args), MAY_DIFFER_ON_RESUME)
+        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     batch_size = args.num_envs * args.num_steps
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,7 +113,7 @@ def require_disk(folder: Path | str, needed: int, what: str, remedy: str) -> Non
 
 
 def try_lock(file: IO) -> bool:
-    """Take the lock of an open file, until it is closed; False if another process has it. (On Windows there is no lock, and it is True.)"""
+    """Take the lock of an open file, until it and what child processes have of it is closed; False if it is taken. (On Windows: True.)"""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,16 +175,16 @@ def load_checkpoint(path: Path, script: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_to_resume(path: Path, script: str, given: dict[str, Any], may_differ: set[str]) -> dict[str, Any]:
-    """Read the checkpoint of a run that is to go on with the flags `given`.
+def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> dict[str, Any]:
+    """Read the checkpoint of a run that is to go on with the flags `args`.
 
     Raises:
         InputError: it is of another script, of other flags than those in `may_differ`, without an optimiser, or has done all its steps.
     """
     checkpoint = load_checkpoint(path, script)
-    require_same_settings(path, checkpoint["args"], given, may_differ)
+    require_same_settings(path, checkpoint["args"], args, may_differ)
     require_resumable(path, checkpoint)
-    if checkpoint["global_step"] >= given["total_timesteps"]:
+    if checkpoint["global_step"] >= args.total_timesteps:
         raise InputError(f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
     return checkpoint
 
@@ -195,18 +195,19 @@ def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
         raise InputError(f"{path}: an exported agent can play but not train on; resume from its run's checkpoint.pt.")
 
 
-def require_same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any], may_differ: set[str]) -> None:
-    """Refuse to resume the checkpoint at `path` under other flags than it was made with, all but those in `may_differ`.
+def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_differ: set[str]) -> None:
+    """Refuse to resume the checkpoint at `path`, made with the flags `saved`, under other `args`, but for those in `may_differ`.
 
-    Flags that the script did not have yet when the checkpoint was made are not compared.
+    Flags that the script did not have yet when the checkpoint was made count as their defaults.
 
     Raises:
-        InputError: names each flag that differs, with both values.
+        InputError: names each flag that differs, with both values, or those that the script has no longer.
     """
+    before, now = asdict(saved_args(path, type(args), saved)), asdict(args)
     different = [
-        f"--{name.replace('_', '-')} was {saved[name]!r}, now {given[name]!r}"
-        for name in given
-        if name not in may_differ and name in saved and saved[name] != given[name]
+        f"--{name.replace('_', '-')} was {before[name]!r}, now {now[name]!r}"
+        for name in now
+        if name not in may_differ and before[name] != now[name]
     ]
     if different:
         raise InputError(f"{path}: made with other settings ({'; '.join(different)}); leave them out or start a new run.")

@@ -21,6 +21,8 @@ import storage
 from benchmark.run import games_of, logged_of
 from storage import InputError
 
+WINDOW = 50_000  # agent steps
+
 
 @dataclass
 class Args:
@@ -30,7 +32,7 @@ class Args:
     """what each run is called"""
     output: str = "benchmark/pong_learning_curves"
     """<output>.csv (games), <output>_logged.csv (weights, and what else tells how the agent works), <output>.png"""
-    title: str = "Pong, mean raw score of the games of the last 50,000 steps"
+    title: str = f"Pong, mean raw score of the games of the last {WINDOW:,} steps"
     """the plot's title"""
     random_play: float = -20.7
     """score of random play, drawn as a line"""
@@ -52,14 +54,14 @@ def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.nda
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the games of the last 50,000 steps."""
+    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the games of the last steps."""
     rows = storage.read_csv(path)
     found = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         steps, seconds, scores = np.array(
             [[float(row[key]) for key in ("step", "seconds", "raw_score")] for row in rows if row["label"] == label]
         ).T
-        found[label] = steps, seconds / 60, running_mean(steps, scores, 50_000)
+        found[label] = steps, seconds / 60, running_mean(steps, scores, WINDOW)
     return found
 
 

@@ -7,14 +7,14 @@ For each game: learning curves against steps and against time, evaluations while
 is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at each game, of the tenth before it),
 and that of its evaluation games where the experiment asks for them. Each run's score is shown, and over 5 runs and more the interval of a
 bootstrap at 95% (scipy.stats.bootstrap, percentiles; of fewer it is little more than their range) of their mean, or, called IQM, of their
-interquartile mean where there are at least 8 (Agarwal et al. 2021, arXiv 2108.13264). "cut off" and "distinct" count evaluation games of
-all runs: see evaluate.py.
+interquartile mean where there are at least 8 (Agarwal et al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is
+explained in evaluate.py.
 
 A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth of each run, and over
 runs.
 
 What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row per variation,
-and per agent the mean raw score, its 95% interval over games, the relative score, and how many games were cut off. Of an agent's weights
+and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of the games. Of an agent's weights
 over a game (--attention): a row per model.
 
 In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `attention.csv` and `curves_<Game>.png`;
@@ -22,6 +22,7 @@ without arguments also the tables in the READMEs: everything between `<!-- repor
 experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
 
+import functools
 import json
 import re
 import sys
@@ -40,7 +41,7 @@ import tyro
 import evaluate
 import storage
 from benchmark import coverage
-from benchmark.learning_curves import read_curves, running_mean
+from benchmark.learning_curves import WINDOW, read_curves, running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from encoders import load_encoder
 from storage import InputError
@@ -49,6 +50,7 @@ READMES = ("README.md", "benchmark/README.md")
 RESULTS = ROOT / "benchmark" / "results"
 ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
 END = 0.1  # the part of a run's steps that is its end
+GAMES_SAID = ("games", "distinct", "truncated")  # of evaluate.py's results
 
 
 @dataclass
@@ -89,7 +91,7 @@ def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
         columns = (np.array([float(row[name]) for row in rows]) for name in ("step", "seconds", "raw_score"))
         evaluation = None
         if (path / "evaluation.json").is_file():
-            (evaluation,) = json.loads((path / "evaluation.json").read_text())["results"]
+            evaluation = json.loads((path / "evaluation.json").read_text())["results"][0]
         found.append(Finished(run, *columns, evaluation, read_logged(path / "logged.csv")))
     return found
 
@@ -139,6 +141,7 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
         for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
             mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
             row = {"game": game, "arm": arm, "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
+            row["games in the last tenth"] = " ".join(str(int((one.steps > (1 - END) * one.steps[-1]).sum())) for one in mine)
             evaluated = [one.evaluation for one in mine if one.evaluation]
             for name, values in (
                 ("last tenth of training", [one.curve[-1] for one in mine]),
@@ -148,8 +151,7 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
                 row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "") if values else ""
                 row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
                 row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
-            for what in ("games", "truncated", "distinct"):
-                row["cut off" if what == "truncated" else what] = str(sum(one[what] for one in evaluated)) if evaluated else ""
+            row["evaluation: games"] = games_said(*(sum(one[what] for one in evaluated) for what in GAMES_SAID)) if evaluated else ""
             row["minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
             row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
             rows.append(row)
@@ -157,9 +159,9 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
 
 
 def suite_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
-    """One row per game, seed and variation that evaluate.py played in a finished chain of steps, with all agents beside each other."""
+    """One row per game, seed and variation that evaluate.py played in finished chains of steps, with all agents beside each other."""
     seeds = {run.seed for run in runs}
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows: dict[tuple[str, int, str], dict[str, str]] = {}
     for run in runs:
         if run.trains or not is_finished(run.result_dir(folder), run):
             continue
@@ -167,14 +169,19 @@ def suite_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
             found = storage.read_csv(path)
             for one in found:
                 about = {"game": one["game"]} | ({"seed": str(run.seed)} if len(seeds) > 1 else {}) | {"variation": one["variation"]}
-                row = rows.setdefault((run.name, one["game"], one["variation"]), about)
-                row["games"], row["picture"] = one["games"], one["first_difference"]
+                row = rows.setdefault((one["game"], run.seed, one["variation"]), about)
+                row["picture"] = one["first_difference"]
                 row[one["agent"]] = f"{float(one['mean']):.1f}"
                 row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
                 row[f"{one['agent']}: relative"] = f"{round(float(one['relative']), 2) + 0.0:.2f}" if one["relative"] else ""
-                row[f"{one['agent']}: cut off"] = one["truncated"]
+                row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [{name: row.get(name, "") for name in columns} for row in rows.values()]
+
+
+def games_said(games: int, distinct: int, truncated: int) -> str:
+    """How many evaluation games there were, and what evaluate.py says of them."""
+    return f"{games}, {distinct} distinct" + (f", {truncated} cut off" if truncated else "")
 
 
 def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
@@ -186,7 +193,7 @@ def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
         for path in sorted(run.result_dir(folder).rglob("summary.json")):
             about = json.loads(path.read_text())
             for model, weight in about["models"].items():
-                row = {"game": about["game"], "seed": str(run.seed), "score": str(about["score"]), "model": model}
+                row = {"game": about["game"], "seed": str(run.seed), "agent": about["agent"], "score": str(about["score"]), "model": model}
                 row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
                 quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
                 rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
@@ -201,7 +208,7 @@ def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str,
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """A table of the columns in which something is said; one row per arm and game."""
+    """The rows as a table of Markdown, of the columns in which something is said."""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row[name] for name in columns)} |" for row in rows)])
@@ -232,7 +239,7 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
 
 
 def throughput_table() -> str:
-    """What benchmark/throughput.py has measured last and stored: a table of the loops, and the time from the command to the first step."""
+    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to start."""
     stored = json.loads((ROOT / "benchmark" / "throughput.json").read_text())
     rows = []
     for row in stored["rows"]:
@@ -265,7 +272,7 @@ def curves_table() -> str:
     logged, rows = storage.read_csv(ROOT / "benchmark" / "pong_learning_curves_logged.csv"), []
     for label, (steps, minutes, mean) in read_curves(ROOT / "benchmark" / "pong_learning_curves.csv").items():
         cells = {"run": label, "last game at step": f"{steps[-1]:,.0f}", "games": str(len(steps))}
-        cells |= {"last 50,000 steps": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"}
+        cells |= {f"last {WINDOW:,} steps": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"}
         mine = [row for row in logged if row["label"] == label]
         of_end = end_of(mine) if mine else {}
         for tag in ("weights/state_representation", "weights/entropy", "weights/dead_scores"):
@@ -343,6 +350,7 @@ def probes_table(game: str) -> str:
     return markdown(found)
 
 
+@functools.cache
 def marked_table(name: str) -> str:
     """What belongs where a README says `<!-- report: name -->`."""
     of_scripts = {
@@ -397,7 +405,7 @@ def main(args: Args) -> None:
         for game in dict.fromkeys(one.run.game for one in finished):
             plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
         print(f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n")
-    if not args.experiments and Path(args.results_dir).resolve() == RESULTS:
+    if not args.experiments and Path(args.results_dir).resolve() == RESULTS.resolve():
         write_readmes()
 
 

@@ -5,7 +5,9 @@
     python -m benchmark.report benchmark/experiments/modes_small.toml         # tables and plots of what is finished
 
 Stopped at any moment, even by SIGKILL, the same command goes on: finished runs are left alone, others resume from their checkpoints, and
-runs that were started by a killed runner and live on are waited for. What a run leaves in `benchmark/results/<experiment>/<run>/`:
+runs that were started by a killed runner and live on are waited for. A finished run's replay buffer (gigabytes) is removed.
+
+What a run leaves in `benchmark/results/<experiment>/<run>/`:
 
 - `curve.csv`: step, seconds of training, and raw score of each finished training game;
 - `logged.csv`: evaluations while training, the models' weights, shares of flights, novelty, and what else tells how the agent works: means
@@ -58,7 +60,7 @@ import threading
 import time
 import tomllib
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,6 +151,10 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
             raise InputError(f"{path}: after must be a list of names of arms.")
         if "name" not in arm or ("command" in arm) + ("steps" in arm) + ("of" in arm) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
+        for game in (*settings["game_flags"], *arm.get("published", {})):
+            game_name(f"ALE/{game}-v5")
+        if "steps" in arm and set(arm) & {"flags", "game_flags", "evaluate", "published"}:
+            raise InputError(f"{path}: {arm['name']}: flags, game_flags, evaluate and published are for training scripts, not for steps.")
         if "of" in arm and set(arm) - {"name", "of", "games", "seeds"}:
             raise InputError(f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s.")
         if "of" in arm and with_others:
@@ -206,7 +212,7 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     if "charts/episodic_return" not in events.Tags()["scalars"]:
         return []
     games = []
-    for event in events.Scalars("charts/episodic_return"):
+    for event in sorted(events.Scalars("charts/episodic_return"), key=lambda event: event.step):  # those of several processes are not
         games.append((event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value))
     return games
 
@@ -351,11 +357,11 @@ class Runner:
             """Whether it has made all its steps; raises InputError if they were made with other flags."""
             path, module = run_dir / "checkpoint.pt", importlib.import_module(Path(script).stem)
             try:
-                wanted = asdict(tyro.cli(module.Args, args=flags))
+                wanted = tyro.cli(module.Args, args=flags)
             except SystemExit as error:
                 raise RuntimeError(f"{script} does not know its flags: {shlex.join(flags)}") from error
             saved = storage.load_checkpoint(path, module.SCRIPT)
-            finished = saved["global_step"] >= wanted["total_timesteps"]
+            finished = saved["global_step"] >= wanted.total_timesteps
             if finished:  # how many steps there are to be decides how fast a learning rate falls
                 storage.require_same_settings(path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"})
             return finished
@@ -478,7 +484,7 @@ def main(args: Args) -> None:
     runner = Runner(args, runs)
     left = [run for run in runs if not runner.finished(run)]
     print(f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each")
-    if makers := dict.fromkeys(run.maker[0] for run in all_runs if run.maker and not runner.finished(run)):
+    if makers := dict.fromkeys(run.maker[0] for run in all_runs if run.maker and not (runner.result_dir(run) / "run.json").is_file()):
         print(f"the table also shows runs that {' and '.join(f'{maker}.toml' for maker in makers)} makes, which are not finished")
     if args.list:
         for run in runs:

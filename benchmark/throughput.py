@@ -246,7 +246,7 @@ class Loop:
     @torch.no_grad()
     def choose(self, seen: dict[str, torch.Tensor]) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
         action, logprob, _, value, *_ = self.act(self.features_of(seen))
-        return action.cpu().numpy(), (action, logprob, value)
+        return action.cpu().numpy(), (action.clone(), logprob.clone(), value.clone())  # a recorded computation overwrites what it gave
 
     def iteration(self) -> None:
         """One rollout and four epochs over it."""

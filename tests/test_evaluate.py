@@ -92,7 +92,8 @@ def test_summary_of_games():
     row = summarise([(1, 10, False), (2, 10, False), (3, 10, True), (4, 10, False)])
     assert row["mean"] == 2.5 and row["std"] == pytest.approx(1.2909944) and row["truncated"] == 1 and row["distinct"] == 4
     assert row["ci_high"] - 2.5 == pytest.approx(3.182446 * 1.2909944 / 2, rel=1e-6) == 2.5 - row["ci_low"]
-    assert summarise([(1, 10, False), (1, 10, False), (1, 11, False)])["distinct"] == 2
+    for lengths, distinct in (((10, 10, 17), 1), ((10, 17, 18), 2), ((30, 10, 20, 16), 3)):
+        assert summarise([(1, length, False) for length in lengths])["distinct"] == distinct
     one = summarise([(7, 10, False)])
     assert one["mean"] == 7 and one["std"] is None and one["ci_low"] is None
     json.dumps(one, allow_nan=False)

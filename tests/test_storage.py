@@ -126,7 +126,7 @@ def test_runs_begun_in_one_second_get_folders_of_their_own(tmp_path):
 
 
 def test_flags_of_other_versions():
-    """A flag that is new takes its default, and is not compared; one that is gone is named."""
+    """A flag that is new counts as its default; one that is gone is named."""
 
     @dataclass
     class Args:
@@ -134,9 +134,10 @@ def test_flags_of_other_versions():
         newer: int = 3
 
     assert storage.saved_args("some.pt", Args, {"gamma": 0.9}) == Args(gamma=0.9, newer=3)
-    storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, {"gamma": 0.9, "newer": 5}, set())
-    with pytest.raises(InputError, match="--gamma was 0.9, now 0.8"):
-        storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, {"gamma": 0.8, "newer": 5}, set())
+    storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, Args(gamma=0.9), set())
+    storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, Args(gamma=0.9, newer=5), {"newer"})
+    with pytest.raises(InputError, match="--gamma was 0.9, now 0.8; --newer was 3, now 5"):
+        storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, Args(gamma=0.8, newer=5), set())
     with pytest.raises(InputError, match="some.pt: it was made by another version of the script, which had --old-flag"):
         storage.saved_args("some.pt", Args, {"gamma": 0.9, "old_flag": 1})
 
