@@ -324,7 +324,7 @@ def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsy
     assert (results / "maker" / "old__Pong__2" / "run.json").is_file()
     report.main(report.Args((experiments / "shower.toml",), str(results)))
     rows = (results / "shower" / "table.md").read_text().splitlines()[2:]
-    assert [row.split(" | ")[1:5] for row in rows] == [["own", "200", "1", "3.0"], ["shown", "200", "1", "5.0"]]
+    assert [row.split(" | ")[1:6] for row in rows] == [["own", "200", "1", "1", "3.0"], ["shown", "200", "1", "1", "5.0"]]
     capsys.readouterr()
     benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
     said = capsys.readouterr().out
