@@ -145,22 +145,16 @@ def check_args(args: Args) -> None:
     game_name(args.env_id)
     processes.require_one_process(SCRIPT)
     at_least_one = ("num_envs", "n_step", "batch_size", "train_frequency", "learning_starts", "target_network_frequency", "flight_cap")
-    for name in (*at_least_one, "max_frames_per_game", "eval_episodes", "checkpoint_interval"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    for name in ("flight_probability", "start_e", "end_e", "exploration_fraction", "gamma", "repeat_action_probability"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
-    if min(args.seed, args.torch_threads, args.learning_rate, args.eval_interval) < 0:
-        raise InputError("--seed, --torch-threads, --learning-rate and --eval-interval must not be negative.")
+    at_least_one += ("max_frames_per_game", "eval_episodes", "checkpoint_interval")
+    shares = ("flight_probability", "start_e", "end_e", "exploration_fraction", "gamma", "repeat_action_probability")
+    processes.check_ranges(args, at_least_one, shares, not_negative=("seed", "torch_threads", "learning_rate", "eval_interval"))
     transfers = [f"--{name.replace('_', '-')}" for name in ("flights", "extra_action", "fine_tune") if getattr(args, name)]
     if transfers and not (args.pretrained_policy or args.resume):
         raise InputError(f"{' and '.join(transfers)}: give the policy as --pretrained-policy; pretrain_policy_atari.py makes one.")
     if args.pretrained_policy and not transfers:
         raise InputError("--pretrained-policy is given, but nothing uses it; add --flights, --extra-action or --fine-tune.")
-    for name in ("flight_probability", "flight_exponent", "flight_cap"):
-        if getattr(args, name) != Args.__dataclass_fields__[name].default and not args.flights:
-            raise InputError(f"--{name.replace('_', '-')} is an option of --flights; add that, or leave it out.")
+    if not args.flights:
+        processes.require_defaults(args, ("flight_probability", "flight_exponent", "flight_cap"), "--flights")
     if args.flight_exponent <= 1:
         raise InputError(f"--flight-exponent must be above 1, not {args.flight_exponent}: the zeta distribution is not defined there.")
     if args.buffer_size // args.num_envs < args.n_step + 5:
@@ -480,8 +474,7 @@ def main(args: Args) -> Path:
         q_network.load_state_dict(checkpoint["agent"])
         target_network.load_state_dict(checkpoint["target"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["rng_state"])
-        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
+        processes.restore_random_state(checkpoint, args.seed)
         for name, rng in streams.items():
             rng.bit_generator.state = checkpoint["streams"][name]
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]

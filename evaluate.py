@@ -112,9 +112,7 @@ def check_args(args: Args) -> None:
         raise InputError("--attention watches one game; leave --episodes and --num-envs out.")
     if args.attention and len(args.variation) > 1:
         raise InputError("--attention watches one game: one --variation at most (a+b puts two changes into it).")
-    for name in ("episodes", "num_envs", "max_frames_per_game"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    processes.check_ranges(args, at_least_one=("episodes", "num_envs", "max_frames_per_game"))
     if min(args.seed, args.torch_threads, args.film_start, args.film_steps) < 0:
         raise InputError("--seed, --torch-threads, --film-start and --film-steps must not be negative.")
     if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:

@@ -121,17 +121,10 @@ MAY_DIFFER_ON_RESUME = {
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     game_name(args.env_id)
-    for name in (
-        "num_envs",
-        "num_steps",
-        "num_minibatches",
-        "update_epochs",
-        "max_frames_per_game",
-        "eval_episodes",
-        "checkpoint_interval",
-    ):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "eval_episodes")
+    not_negative = ("seed", "torch_threads", "learning_rate", "clip_coef", "max_grad_norm", "eval_interval")
+    shares = ("gamma", "gae_lambda", "repeat_action_probability")
+    processes.check_ranges(args, (*at_least_one, "checkpoint_interval"), shares, not_negative)
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches:
         raise InputError(
@@ -140,12 +133,6 @@ def check_args(args: Args) -> None:
         )
     if batch_size // args.num_minibatches < 2:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
-    for name in ("gamma", "gae_lambda", "repeat_action_probability"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
-    for name in ("seed", "torch_threads", "learning_rate", "clip_coef", "max_grad_norm", "eval_interval"):
-        if getattr(args, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} must not be negative.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
@@ -334,8 +321,7 @@ def main(args: Args) -> Path | None:
     if checkpoint:
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["rng_state"])
-        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
+        processes.restore_random_state(checkpoint, args.seed)
         global_step, best_return = checkpoint["global_step"], checkpoint["best_return"]
         first_iteration = checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])

@@ -95,9 +95,7 @@ def check_args(args: Args) -> None:
     unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or not args.encoders:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
-    for name in ("num_frames", "steps", "batch_size", "num_envs", "validation_samples"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    processes.check_ranges(args, at_least_one=("num_frames", "steps", "batch_size", "num_envs", "validation_samples"))
     for name in ("expert_fraction", "validation_fraction"):
         if not 0.0 < getattr(args, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(args, name)}.")

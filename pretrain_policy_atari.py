@@ -147,29 +147,20 @@ def check_args(args: Args) -> None:
     game_name(args.env_id)
     processes.require_one_process(SCRIPT)
     at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "memory_size", "num_neighbours")
-    for name in (*at_least_one, "intrinsic_minibatch", "coverage_steps", "checkpoint_interval"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    at_least_one += ("intrinsic_minibatch", "coverage_steps", "checkpoint_interval", "max_lifelong")
+    not_negative = ("seed", "torch_threads", "learning_rate", "intrinsic_learning_rate", "coverage_interval")
+    processes.check_ranges(args, at_least_one, ("gamma", "gae_lambda", "repeat_action_probability"), not_negative)
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size // args.num_minibatches < 2:
         raise InputError(
             f"--num-minibatches {args.num_minibatches} must divide the {batch_size} steps of a rollout into parts of 2 or more."
         )
-    if min(args.seed, args.torch_threads, args.learning_rate, args.intrinsic_learning_rate, args.coverage_interval) < 0:
-        raise InputError("--seed, --torch-threads, --coverage-interval and the learning rates must not be negative.")
     if args.num_neighbours > args.memory_size:
         raise InputError(f"--num-neighbours {args.num_neighbours}: the memory holds only --memory-size {args.memory_size} embeddings.")
     if not 0 < args.predictor_share <= 1:
         raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
-    for name in ("gamma", "gae_lambda", "repeat_action_probability"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(args, name)}.")
     if args.intrinsic == "rnd":
-        defaults = {name: Args.__dataclass_fields__[name].default for name in ("memory_size", "num_neighbours", "max_lifelong")}
-        for name in (name for name, default in defaults.items() if getattr(args, name) != default):
-            raise InputError(f"--{name.replace('_', '-')} is an option of --intrinsic ngu; leave it out.")
-    if args.max_lifelong < 1:
-        raise InputError(f"--max-lifelong must be at least 1, not {args.max_lifelong}.")
+        processes.require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.cuda is True and not torch.cuda.is_available():
@@ -417,8 +408,7 @@ def main(args: Args) -> Path:
         intrinsic.load_state_dict(checkpoint["intrinsic"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         intrinsic_optimizer.load_state_dict(checkpoint["intrinsic_optimizer"])
-        torch.set_rng_state(checkpoint["rng_state"])
-        torch.cuda.manual_seed(int(env_seeds(1, args.seed, 10, checkpoint["global_step"])[0]))  # not the actions of the start again
+        processes.restore_random_state(checkpoint, args.seed)
         global_step, first_iteration = checkpoint["global_step"], checkpoint["iteration"] + 1
         last_games.extend(checkpoint["last_games"])
 

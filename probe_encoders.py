@@ -174,9 +174,7 @@ def entropy(values: np.ndarray) -> float:
 
 def main(args: Args) -> None:
     game = game_name(args.env_id)
-    for name in ("num_samples", "every", "epochs"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    processes.check_ranges(args, at_least_one=("num_samples", "every", "epochs"))
     folder = Path(args.pretrained_dir) / game
     if game not in VARIABLES:
         raise InputError(

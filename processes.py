@@ -1,4 +1,4 @@
-"""What the training scripts need to be fast on any machine: several processes that train one agent, transfers, and checks of speed flags.
+"""What the training scripts share: several processes that train one agent, transfers, random states, and checks of flags.
 
 `torchrun --nproc-per-node 2 <script> ...` starts several processes.
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from atari import env_seeds
 from storage import InputError
 
 SPEED_FLAGS = {"compile", "cuda_graphs", "tf32", "env_groups"}  # of both scripts; a resumed run may have others
@@ -80,6 +81,33 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """An array as a tensor on the device: as it is on a CPU; on CUDA through page-locked memory, without waiting for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def restore_random_state(checkpoint: dict[str, Any], seed: int) -> None:
+    """Let a resumed run draw on: on the CPU what it would have drawn, on CUDA, whose state is not kept, not what it began with."""
+    torch.set_rng_state(checkpoint["rng_state"])
+    torch.cuda.manual_seed(int(env_seeds(1, seed, 10, checkpoint["global_step"])[0]))
+
+
+def check_ranges(args: Any, at_least_one: Iterable[str] = (), shares: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Refuse flags, by name, that are out of their range (shares: from 0 to 1; None is not looked at); raises InputError."""
+    ranges = (
+        (at_least_one, 1, float("inf"), "must be at least 1"),
+        (shares, 0, 1, "must be from 0 to 1"),
+        (not_negative, 0, float("inf"), "must not be negative"),
+    )
+    for names, low, high, text in ranges:
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} {text}, not {value}.")
+
+
+def require_defaults(args: Any, names: Iterable[str], owner: str) -> None:
+    """Refuse flags that do nothing here, as they are options of `owner`; raises InputError."""
+    for name in names:
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise InputError(f"--{name.replace('_', '-')} is an option of {owner}; leave it out.")
 
 
 def check_speed_flags(args: Any) -> None:

@@ -129,9 +129,9 @@ def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> li
     return rows
 
 
-def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], path: Path) -> None:
-    """A row per game: places of each whole game, with mean and interval; places in equal steps, with the range over sets."""
-    found = {(row["game"], row["player"]): row for row in summary(by_game, by_steps)}
+def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], rows: list[dict[str, Any]], path: Path) -> None:
+    """A row per game: places of each whole game, with mean and interval (the summary's); places in equal steps, with their range."""
+    found = {(row["game"], row["player"]): row for row in rows}
     names = list(dict.fromkeys(row["game"] for row in by_game))
     figure, axes = plt.subplots(len(names), 2, figsize=(10, 4.2 * len(names)), layout="constrained", squeeze=False)
     rng = np.random.default_rng(0)
@@ -181,12 +181,13 @@ def main(args: Args) -> None:
         if not path.exists():
             raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
     by_game, by_steps = storage.read_csv(games_path), storage.read_csv(steps_path)
-    for row in summary(by_game, by_steps):
+    rows = summary(by_game, by_steps)
+    for row in rows:
         rooms = "" if row["rooms"] is None else f", at most {row['rooms']} room(s)"
         places = f"{row['places in a game']:.0f} places in a game ({row['from']:.0f} to {row['to']:.0f})"
         print(f"{row['game']}, {row['player']}: {places} in {row['games']} games of {row['steps of a game']:.0f} steps{rooms}")
         print(f"  {row['places in them']:.0f} places in {row['equal steps']:,} steps of 8 games ({row['fewest']} to {row['most']})")
-    plot(by_game, by_steps, Path(f"{args.output}.png"))
+    plot(by_game, by_steps, rows, Path(f"{args.output}.png"))
     print(f"{games_path}, {steps_path} and {args.output}.png")
 
 
