@@ -547,7 +547,8 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     title = f"{game}, {agent.label}, one game: score {total}{', cut off at the frame limit' if truncated else ''}"
     if names:
         summary = summarise_weights(np.array([[row[name] for name in names] for row in steps]), names)
-        (output / "summary.json").write_text(json.dumps({"agent": agent.label, "game": game, "score": total, **summary}, indent=1) + "\n")
+        about = {"agent": agent.label, "game": game, "score": total, "cut_off": bool(truncated)}
+        (output / "summary.json").write_text(json.dumps({**about, **summary}, indent=1) + "\n")
         plot_weights(steps, names, title, output / "weights.png")
         print(weights_table(summary))
     elif getattr(agent.agent, "frozen", None) is not None:

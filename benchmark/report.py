@@ -15,9 +15,10 @@ runs.
 
 What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row per variation,
 and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of the games. Of an agent's weights
-over a game (--attention): a row per model.
+over a game (--attention): a row per model. Where suites of several seeds were played, another table has their means.
 
-In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `attention.csv` and `curves_<Game>.png`;
+In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`, `attention.csv`
+and `curves_<Game>.png`;
 without arguments also the tables in the READMEs: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an
 experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
@@ -26,6 +27,7 @@ import functools
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -158,25 +160,53 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
     return rows
 
 
-def suite_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
-    """One row per game, seed and variation that evaluate.py played in finished chains of steps, with all agents beside each other."""
-    seeds = {run.seed for run in runs}
+def suite_results(folder: Path, runs: list[Run]) -> list[tuple[int, dict[str, str]]]:
+    """The seed of a finished chain of steps, and what evaluate.py found in it for an agent in a variation."""
+    chains = (run for run in runs if not run.trains and is_finished(run.result_dir(folder), run))
+    files = ((run.seed, path) for run in chains for path in sorted(run.result_dir(folder).rglob("results.csv")))
+    return [(seed, row) for seed, path in files for row in storage.read_csv(path)]
+
+
+def suite_rows(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
+    """One row per game, seed and variation, with all agents beside each other."""
+    several = len({seed for seed, _ in found}) > 1
     rows: dict[tuple[str, int, str], dict[str, str]] = {}
-    for run in runs:
-        if run.trains or not is_finished(run.result_dir(folder), run):
-            continue
-        for path in sorted(run.result_dir(folder).rglob("results.csv")):
-            found = storage.read_csv(path)
-            for one in found:
-                about = {"game": one["game"]} | ({"seed": str(run.seed)} if len(seeds) > 1 else {}) | {"variation": one["variation"]}
-                row = rows.setdefault((one["game"], run.seed, one["variation"]), about)
-                row["picture"] = one["first_difference"]
-                row[one["agent"]] = f"{float(one['mean']):.1f}"
-                row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
-                row[f"{one['agent']}: relative"] = f"{round(float(one['relative']), 2) + 0.0:.2f}" if one["relative"] else ""
-                row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return [{name: row.get(name, "") for name in columns} for row in rows.values()]
+    for seed, one in found:
+        about = {"game": one["game"]} | ({"seed": str(seed)} if several else {}) | {"variation": one["variation"]}
+        row = rows.setdefault((one["game"], seed, one["variation"]), about)
+        row["picture"] = one["first_difference"]
+        row[one["agent"]] = f"{float(one['mean']):.1f}"
+        row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
+        row[f"{one['agent']}: relative"] = f"{round(float(one['relative']), 2) + 0.0:.2f}" if one["relative"] else ""
+        row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
+    return filled_up(rows.values())
+
+
+def suite_over_seeds(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
+    """Where there are several seeds: one row per game and variation, with each agent's means over seeds, and those of each seed."""
+    if len({seed for seed, _ in found}) == 1:
+        return []
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for _, one in found:
+        row = values.setdefault((one["game"], one["variation"]), {})
+        for name, value in ((one["agent"], one["mean"]), (f"{one['agent']}: relative", one["relative"])):
+            row.setdefault(name, []).extend([float(value)] if value else [])
+    rows = []
+    for (game, variation), row in values.items():
+        cells = {"game": game, "variation": variation}
+        for name, of_seeds in ((name, of_seeds) for name, of_seeds in row.items() if of_seeds):
+            form = ".2f" if name.endswith(": relative") else ".1f"
+            cells[name] = format(round(float(np.mean(of_seeds)), 2) + 0.0, form)
+            cells[f"{name}, each seed"] = " ".join(format(round(value, 2) + 0.0, form) for value in of_seeds)
+        rows.append(cells)
+    return filled_up(rows)
+
+
+def filled_up(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows, with nothing in each column that only others have."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
 def games_said(games: int, distinct: int, truncated: int) -> str:
@@ -193,7 +223,8 @@ def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
         for path in sorted(run.result_dir(folder).rglob("summary.json")):
             about = json.loads(path.read_text())
             for model, weight in about["models"].items():
-                row = {"game": about["game"], "seed": str(run.seed), "agent": about["agent"], "score": str(about["score"]), "model": model}
+                row = {"game": about["game"], "seed": str(run.seed), "agent": about["agent"], "score": str(about["score"])}
+                row |= {"steps": f"{about['steps']:,}" + (", cut off" if about.get("cut_off") else ""), "model": model}
                 row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
                 quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
                 rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
@@ -201,9 +232,9 @@ def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
 
 
 def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
-    """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", "suite", "attention"."""
-    found = {"table": table_rows(finished), "logged": logged_rows(finished)}
-    found |= {"suite": suite_rows(folder, runs), "attention": attention_rows(folder, runs)}
+    """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", suites, "attention"."""
+    found, suites = {"table": table_rows(finished), "logged": logged_rows(finished)}, suite_results(folder, runs)
+    found |= {"suite_over_seeds": suite_over_seeds(suites), "suite": suite_rows(suites), "attention": attention_rows(folder, runs)}
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -215,19 +246,19 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def plot(finished: list[Finished], title: str, path: Path) -> None:
-    """Curves of one game: mean and range over seeds, as far as all seeds go."""
+    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the seeds' minutes."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for number, arm in enumerate(dict.fromkeys(one.run.arm for one in finished)):
         mine = [one for one in finished if one.run.arm == arm]
-        for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
-            scale = 1e6 if unit == "steps" else 60
-            grid = np.linspace(max(getattr(one, unit)[0] for one in mine), min(getattr(one, unit)[-1] for one in mine), 200)
-            curves = np.array([np.interp(grid, getattr(one, unit), one.curve) for one in mine])
-            colour = f"C{number % 10}"
-            axis.plot(grid / scale, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle="-" if number < 10 else "--")
+        steps = np.linspace(max(one.steps[0] for one in mine), min(one.steps[-1] for one in mine), 200)
+        minutes = np.mean([np.interp(steps, one.steps, one.seconds) for one in mine], axis=0) / 60
+        curves = np.array([np.interp(steps, one.steps, one.curve) for one in mine])
+        colour, line = f"C{number % 10}", "-" if number < 10 else "--"
+        for axis, grid in zip(axes, (steps / 1e6, minutes), strict=True):
+            axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
-                axis.fill_between(grid / scale, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(axes, ("million agent steps", "minutes, with evaluations while training"), strict=True):
+                axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    for axis, label in zip(axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("raw score, mean over a tenth of the run")
@@ -292,7 +323,7 @@ def coverage_table() -> str:
             "rooms": "" if row["rooms"] is None else str(row["rooms"]),
             f"places in {row['equal steps']:,} steps": f"{row['places in them']:.0f}",
         }
-        rows.append(cells | {f"in {row['sets']} sets": f"{row['fewest']} to {row['most']}"})
+        rows.append(cells | {f"lowest to highest of {row['sets']} sets": f"{row['fewest']} to {row['most']}"})
     return markdown(rows)
 
 

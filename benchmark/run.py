@@ -13,7 +13,8 @@ What a run leaves in `benchmark/results/<experiment>/<run>/`:
 - `logged.csv`: evaluations while training, the models' weights, shares of flights, novelty, and what else tells how the agent works: means
   over stretches;
 - `evaluation.json`: evaluate.py's results of its best.pt (checkpoint.pt where there is none), if the file asks for an evaluation;
-- `run.json`: the exact commands, versions, machine, and how often it was resumed. It is written last: a run that has it is finished.
+- `run.json`: the commands as the file has them (`commands`) and as they were run (`ran`, resumptions included), versions, machine, and how
+  often it was resumed. It is written last: a run that has it is finished.
 
 An experiment's file (TOML) has a title, and arms; a run is an arm in a game with a seed:
 
@@ -38,9 +39,11 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; nothing is run for it here
 
 An arm may have games, seeds, flags, game_flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it
-needs what that arm makes. One with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, suites): when it is
-taken up again, pre-training goes on where it was, an evaluation begins anew. In it {env_id}, {game} and {seed} stand for what they say,
-{output} for a new folder in the run's results, {runs} for the folder of all runs (--runs-dir), a name with a * for all files that fit.
+needs what that arm makes. `after = ["main/wsa"]` names an arm of another experiment, which must have been finished before.
+
+An arm with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, suites): when it is taken up again,
+pre-training goes on where it was, an evaluation begins anew. In it {env_id}, {game} and {seed} stand for what they say, {output} for a new
+folder in the run's results, a name with a * for all files that fit; there and in commands, {runs} is the folder of all runs (--runs-dir).
 """
 
 import csv
@@ -106,7 +109,7 @@ class Run:
     trains: bool
     evaluate: str | None
     published: float | None
-    after: tuple[str, ...]  # arms whose runs of the same game and seed go first
+    after: tuple[str, ...]  # arms, of this or of another experiment, whose runs of the same game and seed go first
     maker: tuple[str, str] | None = None  # the experiment that makes this run, and its name there; None: this one
 
     @property
@@ -122,8 +125,18 @@ class Run:
         """The runs that must be finished first: how the commands call each one, and its name."""
         found = re.findall(r"(\{run:([\w.-]+?)(?::(\d+))?\})", " ".join(self.commands))
         named = {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
-        others = (other.partition(":") for other in self.after)
-        return named | {f"after {arm}": f"{arm}__{self.game}__{seed or self.seed}" for arm, _, seed in others}
+        return named | {f"after {other}": self.named(other) for other in self.after if "/" not in other}
+
+    @property
+    def needs_elsewhere(self) -> list[tuple[str, str]]:
+        """The runs of other experiments that must be finished first: the experiment, and the name there."""
+        others = (other.partition("/") for other in self.after if "/" in other)
+        return [(experiment, self.named(other)) for experiment, _, other in others]
+
+    def named(self, other: str) -> str:
+        """The name of the run that `after` calls `other`: an arm's in the same game, of the same seed or, written arm:seed, of that one."""
+        arm, _, seed = other.partition(":")
+        return f"{arm}__{self.game}__{seed or self.seed}"
 
 
 def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run]]:
@@ -190,6 +203,10 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         missing = set(run.needs.values()) - names
         if missing:
             raise InputError(f"{path}: {run.name} needs {', '.join(sorted(missing))}, which is not among the runs.")
+        for maker, name in run.needs_elsewhere if with_others else ():
+            theirs = read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
+            if name not in {other.name for other in theirs}:
+                raise InputError(f"{path}: {run.name} needs {maker}/{name}, which is not made there.")
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     return content.get("title", Path(path).stem), sorted(runs, key=lambda run: order[run.seed])
 
@@ -313,6 +330,11 @@ class Runner:
             command = command.replace(written, shlex.quote(str(folder.resolve())))
         return command
 
+    def without_folders(self, text: str, result: Path) -> str:
+        """The text without this machine's folders: those below a run's results are given from there, others from `runs` and from here."""
+        text = text.replace(str(result.resolve()), ".").replace(str(Path(self.args.runs_dir).resolve()), "runs")
+        return text.replace(f"{ROOT}/", "")
+
     def execute(self, command: str, log: Path, lock: int) -> None:
         """Run a command line of a script here to its end; its output is added to the log. Raises RuntimeError if it fails.
 
@@ -361,15 +383,14 @@ class Runner:
             except SystemExit as error:
                 raise RuntimeError(f"{script} does not know its flags: {shlex.join(flags)}") from error
             saved = storage.load_checkpoint(path, module.SCRIPT)
-            finished = saved["global_step"] >= wanted.total_timesteps
-            if finished:  # how many steps there are to be decides how fast a learning rate falls
-                storage.require_same_settings(path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"})
-            return finished
+            # how many steps there are to be decides how fast a learning rate falls
+            storage.require_same_settings(path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"})
+            return saved["global_step"] >= wanted.total_timesteps
 
         run_dir = newest_run(folder)
         if run_dir is None:
             self.execute(f"{command} --exp-name {run.arm} --runs-dir {shlex.quote(str(folder.resolve()))}", log, lock)
-        elif not done(run_dir):  # with all flags: the script refuses a checkpoint that was made with others
+        elif not done(run_dir):
             self.execute(f"{command} --resume {shlex.quote(str((run_dir / 'checkpoint.pt').resolve()))}", log, lock)
         run_dir = newest_run(folder)
         if run_dir is None or not done(run_dir):
@@ -381,6 +402,9 @@ class Runner:
         for name in run.needs.values():
             if name in self.failed:
                 raise RuntimeError(f"{name} failed, which it needs")
+        for maker, name in run.needs_elsewhere:
+            if not (Path(self.args.results_dir) / maker / name / "run.json").is_file():
+                raise RuntimeError(f"it needs {name}, which {maker}.toml has not finished (with this --results-dir)")
         work, result = self.work_dir(run.name), self.result_dir(run)
         work.mkdir(parents=True, exist_ok=True)
         result.mkdir(parents=True, exist_ok=True)
@@ -397,8 +421,7 @@ class Runner:
                     command = command.replace("{output}", shlex.quote(str((result / "output").resolve())))
                     self.execute(self.filled(command, run), log, lock.fileno())
                 for path in (path for path in result.glob("output/**/*") if path.suffix in (".json", ".csv")):
-                    text = path.read_text().replace(str(result.resolve()), ".")  # no folders of this machine
-                    write_atomically(path, text.replace(str(Path(self.args.runs_dir).resolve()), "runs"))
+                    write_atomically(path, self.without_folders(path.read_text(), result))
             else:
                 run_dir = self.train(run, lock.fileno(), log)
                 if run.evaluate is not None:
@@ -422,6 +445,7 @@ class Runner:
             revisions = dict.fromkeys(re.findall(r"^# revision (.+)$", said, re.MULTILINE))
             about |= {"threads": self.threads, "resumed": said.count(" --resume ")}
             about |= {"revision": ", ".join(revisions), "finished": time.strftime("%Y-%m-%d")}
+            about["ran"] = re.findall(r"^\$ python (.+)$", self.without_folders(said, result), re.MULTILINE)
             write_atomically(result / "run.json", json.dumps(about, indent=1) + "\n")
 
     def work(self, run: Run) -> None:

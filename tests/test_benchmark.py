@@ -104,6 +104,7 @@ def test_games_seeds_and_placeholders(tmp_path):
         ("title = 'none'", "at least one arm"),
         ("game_flags = {Pon = ''}\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "did you mean ALE/Pong-v5"),
         ("[[arms]]\nname = 'a'\nsteps = ['storage.py']\nflags = '--seed 3'", "for training scripts, not for steps"),
+        ("[[arms]]\nname = 'a'\nsteps = ['storage.py']\nafter = ['other/b']", "other.toml: there is no such file"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path, text, says):
@@ -215,6 +216,9 @@ def test_killed_and_begun_again(tmp_path):
             f"ppo_e2e_atari.py {slow.split('flags = ')[1].splitlines()[0][1:-1]} --env-id ALE/Pong-v5 --seed {seed}"
         ]
         assert log.startswith(f"# revision {about['revision']}\n") and about["revision"]
+        folder = f"runs/tiny/end_to_end__Pong__{seed}"
+        assert about["ran"][0] == f"{about['commands'][0]} --exp-name end_to_end --runs-dir {folder}"  # as it was run, but for our folders
+        assert about["ran"][-1].startswith(f"evaluate.py --checkpoint {folder}/Pong__end_to_end__{seed}__")
         assert {"torch", "gymnasium", "ale-py", "numpy", "cpu"} <= set(about["machine"])
         evaluation = json.loads((results / f"end_to_end__Pong__{seed}" / "evaluation.json").read_text())
         assert evaluation["results"][0]["games"] == 2 and str(tmp_path) not in json.dumps(evaluation)
@@ -239,10 +243,13 @@ def test_killed_and_begun_again(tmp_path):
     with pytest.raises(InputError, match="made by other commands"):
         title, parsed = read_experiment(tmp_path / "tiny.toml")
         Runner(Args(tmp_path / "tiny.toml", results_dir=str(tmp_path / "results")), parsed).finished(parsed[0])
-    shutil.rmtree(results)  # nor is a finished checkpoint, where the results are gone
-    runner = Runner(Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed)
-    with pytest.raises(InputError, match="--total-timesteps was 1024, now 256"):
-        runner.train(parsed[0], 0, tmp_path / "log.txt")
+    shutil.rmtree(results)  # nor is a checkpoint, finished or not, where the results are gone
+    for steps in (256, 4096):
+        (tmp_path / "tiny.toml").write_text(TINY.replace("--total-timesteps 256", f"--total-timesteps {steps}"))
+        _, parsed = read_experiment(tmp_path / "tiny.toml")
+        runner = Runner(Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed)
+        with pytest.raises(InputError, match=f"--total-timesteps was 1024, now {steps}"):
+            runner.train(parsed[0], 0, tmp_path / "log.txt")
 
 
 @pytest.mark.slow
@@ -302,6 +309,25 @@ def test_a_suite_makes_a_table(tmp_path):
     assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.01" and rows[1]["picture"] == "differs from step 15"
     (easier,) = (row for row in rows if row["variation"] == "difficulty:1")
     assert easier["Pong/e2e: games"] == "10, 3 distinct" and easier["Pong/wsa: games"] == "10, 4 distinct, 3 cut off"
+
+
+def test_suites_of_several_seeds(tmp_path):
+    """A row per seed and variation, and one per variation over seeds: means by hand; random play has no relative score."""
+    (run,) = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")[1]
+    results = storage.read_csv(ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv")
+    runs = [replace(run, seed=seed) for seed in (1, 2)]
+    assert "suite_over_seeds" not in report.tables(ROOT / "benchmark" / "results" / "changed_games_small", [run], [])
+    for seed, one in enumerate(runs, 1):
+        (tmp_path / one.name).mkdir()
+        (tmp_path / one.name / "run.json").write_text(json.dumps({"commands": run.commands, "evaluate": None}))
+        shifted = [row | {"mean": str(float(row["mean"]) + seed), "relative": row["relative"] and str(seed / 4)} for row in results]
+        storage.write_csv(tmp_path / one.name / "results.csv", shifted)
+    found = report.tables(tmp_path, runs, [])
+    assert [row["seed"] for row in found["suite"] if row["variation"] == "unchanged"] == ["1", "2"]
+    first, second = found["suite_over_seeds"][:2]
+    assert first["Pong/e2e"] == "18.7" and first["Pong/e2e, each seed"] == "18.2 19.2"  # 17.2 + 1 and + 2
+    assert first["Pong/e2e: relative"] == "0.38" and first["Pong/e2e: relative, each seed"] == "0.25 0.50"
+    assert first["random play"] == "-19.0" and "random play: relative" not in first and second["random play"] == ""
 
 
 def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsys):
@@ -394,6 +420,27 @@ def test_runs_wait_for_those_they_need_without_taking_a_place(tmp_path, monkeypa
     assert runner.failed == {"wrong__Pong__1": "tried", "fails__Pong__1": "wrong__Pong__1 failed, which it needs"}
 
 
+def test_runs_wait_for_another_experiments(tmp_path, monkeypatch):
+    """What another experiment makes must be finished; a name that it does not make is refused at once."""
+    (tmp_path / "first.toml").write_text('seeds = [3]\n[[arms]]\nname = "agent"\ncommand = "ppo_e2e_atari.py"\n')
+    second = tmp_path / "second.toml"
+    second.write_text('[[arms]]\nname = "suite"\nsteps = ["storage.py"]\nafter = ["first/agent:3"]\n')
+    _, (run,) = read_experiment(second)
+    assert run.needs == {} and run.needs_elsewhere == [("first", "agent__Pong__3")]
+    for finished in (False, True):
+        runner = Runner(Args(second, runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), [run])
+        monkeypatch.setattr(runner, "execute", lambda *rest: None)
+        if finished:
+            (tmp_path / "results" / "first" / "agent__Pong__3").mkdir(parents=True)
+            (tmp_path / "results" / "first" / "agent__Pong__3" / "run.json").write_text("{}")
+        runner.work(run)
+        assert runner.finished(run) == finished
+        assert ("it needs agent__Pong__3, which first.toml has not finished" in runner.failed.get(run.name, "")) != finished
+    second.write_text(second.read_text().replace("agent:3", "agent"))
+    with pytest.raises(InputError, match="suite__Pong__1 needs first/agent__Pong__1, which is not made there"):
+        read_experiment(second)
+
+
 def test_tables_of_other_scripts_by_hand():
     """The end of a learning curve and of its weights, a ratio of Adam's steps, and the quarters of an agent's weights."""
     data = ROOT / "benchmark"
@@ -416,7 +463,14 @@ def test_weights_over_a_game_make_a_table(tmp_path):
     (tmp_path / runs[0].name / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": None}))
     first, second = report.tables(tmp_path, runs, [])["attention"]
     weights = {"mean weight": "0.404", "std": "0.168", "quarter 1": "0.424", "quarter 4": "0.423"}
-    assert first == {"game": "Pong", "seed": "1", "agent": "Pong/wsa", "score": "19", "model": "state_representation"} | weights | {
+    assert first == {
+        "game": "Pong",
+        "seed": "1",
+        "agent": "Pong/wsa",
+        "score": "19",
+        "steps": "1,797",
+        "model": "state_representation",
+    } | weights | {
         "quarter 2": "0.384",
         "quarter 3": "0.384",
     }

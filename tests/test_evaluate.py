@@ -181,7 +181,7 @@ def test_attention_writes_what_the_agent_weighed(agents, tmp_path):
     weights = np.array([[float(row["state_representation"]), float(row["autoencoder"])] for row in rows])
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-4)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["steps"] == len(rows) and summary["score"] == score
+    assert summary["steps"] == len(rows) and summary["score"] == score and summary["cut_off"] == truncated
     assert summary["models"]["autoencoder"]["mean"] == pytest.approx(weights[:, 1].mean(), abs=1e-5)
     with Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames == 5 and film.is_animated
