@@ -105,7 +105,7 @@ class Args:
     end_e: float = 0.01
     """epsilon in the end"""
     exploration_fraction: float = 0.1
-    """epsilon falls linearly over this share of the run"""
+    """epsilon goes linearly from one to the other over this share of the run"""
     max_grad_norm: float = 10.0
     """the gradient's norm is clipped to this"""
 
@@ -429,8 +429,13 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 
 def main(args: Args) -> Path:
     """Train, and return the run's folder."""
-    # Resume: the checkpoint's flags must be ours
+    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
     check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+
+    # Resume: the checkpoint's flags must be ours
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
@@ -444,8 +449,9 @@ def main(args: Args) -> Path:
     room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
     processes.require_memory(room * 84 * 84, torch.device("cpu"), f"{room:,} transitions of the replay buffer", "lower --buffer-size")
     if args.save_buffer:  # a new file takes the old one's place only when it is whole
-        folder = Path(args.resume).resolve().parent if args.resume else args.runs_dir
-        storage.require_disk(folder, 2 * room * 84 * 84, "the stored replay buffer and the one before it", "lower --buffer-size")
+        folder = Path(args.resume).resolve().parent if args.resume else Path(args.runs_dir)
+        stored = (folder / "buffer.pt").stat().st_size if (folder / "buffer.pt").is_file() else 0
+        storage.require_disk(folder, 2 * room * 84 * 84 - stored, "the stored replay buffer and the one before it", "lower --buffer-size")
     if checkpoint:
         run_dir = Path(args.resume).resolve().parent
         storage.require_writable(run_dir)
@@ -453,9 +459,6 @@ def main(args: Args) -> Path:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
@@ -554,7 +557,7 @@ def main(args: Args) -> Path:
 
     while global_step < args.total_timesteps:
         # Act: on a flight as the policy does; else epsilon-greedily among all Q-values, where the last one may mean "as the policy does"
-        epsilon = max(args.end_e, args.start_e + (args.end_e - args.start_e) * global_step / decay_steps)
+        epsilon = args.start_e + (args.end_e - args.start_e) * min(1.0, global_step / decay_steps)
         with torch.no_grad():
             choice = q_network(processes.to_device(obs, device)).argmax(dim=1).cpu().numpy()
         random = streams["epsilon"].random(args.num_envs) < epsilon

@@ -679,6 +679,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    processes.use_tf32(False)  # as in training without --tf32
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     agents = open_agents(args, device)
     for agent in agents:

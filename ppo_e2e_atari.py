@@ -285,8 +285,13 @@ def ppo_loss(
 
 def main(args: Args) -> Path | None:
     """Train, and return the run's folder (None in the other processes of a torchrun)."""
-    # Resume: the checkpoint's flags must be ours
+    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
     check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+
+    # Resume: the checkpoint's flags must be ours
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
@@ -303,12 +308,7 @@ def main(args: Args) -> Path | None:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
-    if args.tf32:
-        torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
-        torch.backends.cudnn.allow_tf32 = True
+    processes.use_tf32(args.tf32)  # fast, if it is on
     torch.manual_seed(args.seed)  # the same first weights in all processes
     group_size = num_envs // args.env_groups
     groups = [
@@ -361,7 +361,8 @@ def main(args: Args) -> Path | None:
 
     def on_interrupt(signum, frame):
         if rank == 0:
-            print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+            limit = " if torchrun waits so long (30 s without --shutdown-timeout)" if world_size > 1 else ""
+            print(f"\nstopping after this iteration, with a checkpoint{limit} (once more: stop now, without)", file=sys.stderr)
         interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

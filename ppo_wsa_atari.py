@@ -217,9 +217,10 @@ def check_args(args: Args) -> None:
     processes.check_speed_flags(args)
     on_cuda = processes.on_cuda(args.cuda)
     if args.frozen_precision == "bfloat16" and not on_cuda:
-        raise InputError("--frozen-precision bfloat16 is for CUDA devices; on a CPU, int8 is the faster one.")
+        other = "a run that was begun with it can go on only there" if args.resume else "on a CPU, int8 is the faster one"
+        raise InputError(f"--frozen-precision bfloat16 is for CUDA devices; {other}.")
     if args.frozen_precision == "int8" and on_cuda:
-        raise InputError("--frozen-precision int8 is for a CPU; on CUDA, bfloat16 is the faster one.")
+        raise InputError("--frozen-precision int8 is for a CPU: give --cuda False (a new run on CUDA can use bfloat16).")
 
 
 @dataclass
@@ -477,13 +478,14 @@ def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_f
 class SeeingAgent(nn.Module):
     """Frozen models and trained agent together: from pixels to actions, for evaluation.
 
-    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first observation, whose three
-    older frames are empty, starts its row anew.
+    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first observation starts its
+    row anew: its three older frames are empty, though the row's last frame was not (some games show empty screens now and then).
     """
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
         super().__init__()
         self.frozen, self.agent, self.reservoir_state = frozen, agent, None
+        self.was_empty: torch.Tensor | None = None  # (B,): the newest frame of the last call
 
     @property
     def weighed(self) -> tuple[str, ...]:
@@ -508,7 +510,9 @@ class SeeingAgent(nn.Module):
         if isinstance(self.agent.combiner, Reservoir):
             if self.reservoir_state is None or len(self.reservoir_state) != len(x):
                 self.reservoir_state = self.agent.combiner.initial_state(len(x))
-            new_game = ~x[:, :-1].flatten(1).any(dim=1)
+                self.was_empty = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            new_game = (x[:, :-1].amax(dim=(1, 2, 3)) == 0) & ~self.was_empty
+            self.was_empty = x[:, -1].amax(dim=(1, 2)) == 0
             h, self.reservoir_state = self.agent.combiner.step(embeddings, self.reservoir_state, new_game)
             embeddings = {"reservoir": h}
         state, weights = self.agent.features(embeddings)
@@ -651,8 +655,13 @@ def ppo_loss(
 
 def main(args: Args) -> Path | None:
     """Train, and return the run's folder (None in the other processes of a torchrun)."""
-    # Resume: the checkpoint's flags must be ours
+    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
     check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+
+    # Resume: the checkpoint's flags must be ours
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
@@ -683,12 +692,7 @@ def main(args: Args) -> Path | None:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
-    if args.tf32:
-        torch.set_float32_matmul_precision("high")  # fast: TensorFloat-32 on CUDA
-        torch.backends.cudnn.allow_tf32 = True
+    processes.use_tf32(args.tf32)  # fast, if it is on
     torch.manual_seed(args.seed)  # the same first weights in all processes
     group_size = num_envs // args.env_groups
     groups = [
@@ -754,7 +758,8 @@ def main(args: Args) -> Path | None:
 
     def on_interrupt(signum, frame):
         if rank == 0:
-            print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
+            limit = " if torchrun waits so long (30 s without --shutdown-timeout)" if world_size > 1 else ""
+            print(f"\nstopping after this iteration, with a checkpoint{limit} (once more: stop now, without)", file=sys.stderr)
         interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -863,9 +868,12 @@ def main(args: Args) -> Path | None:
             agent.apply_change(change, frozen.shapes, args.seed, optimizer)
         if due:
             changes_done += len(due)
-            b_embeddings, mb_room = ({}, {}) if args.recompute_embeddings else make_storage()
+            b_embeddings, mb_room = {}, {}  # the old ones' memory is free before the new ones take theirs
+            if not args.recompute_embeddings:
+                b_embeddings, mb_room = make_storage()
             next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory
-            progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
+            if rank == 0:
+                progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate
         trained = [parameter for parameters in optimizer.param_groups for parameter in parameters["params"]]

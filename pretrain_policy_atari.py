@@ -370,8 +370,13 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 
 def main(args: Args) -> Path:
     """Train, and return the run's folder."""
-    # Resume: the checkpoint's flags must be ours
+    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
     check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+
+    # Resume: the checkpoint's flags must be ours
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
@@ -389,9 +394,6 @@ def main(args: Args) -> Path:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up. Lives are not reported: a lost one is nothing that this policy knows of
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
@@ -583,7 +585,8 @@ def main(args: Args) -> Path:
         stop = interrupted.is_set()
         last = stop or iteration == num_iterations
         before = global_step - batch_size
-        if measures_coverage and not stop and (last or global_step // args.coverage_interval > before // args.coverage_interval):
+        crossed = measures_coverage and global_step // args.coverage_interval > before // args.coverage_interval
+        if crossed or (measures_coverage and iteration == num_iterations):
             with torch.random.fork_rng():  # its draws are no part of the training
                 torch.manual_seed(args.seed)
                 reached = coverage(functools.partial(agent.act, greedy=False), args, stream=global_step)

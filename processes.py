@@ -77,6 +77,12 @@ def gather(items: list[Any]) -> list[Any]:
     return [item for of_one in of_all for item in of_one]
 
 
+def use_tf32(on: bool) -> None:
+    """On CUDA: TensorFloat-32 in matrix products and convolutions, or float32 in both (PyTorch's default is one of each)."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """An array as a tensor on the device: as it is on a CPU; on CUDA through page-locked memory, without waiting for the copy."""
     tensor = torch.from_numpy(array)
@@ -119,6 +125,9 @@ def check_speed_flags(args: Any) -> None:
         )
     if (args.num_envs // world_size * args.num_steps) % args.num_minibatches:
         raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the steps of one of {world_size} processes.")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if on_cuda(args.cuda) and local > torch.cuda.device_count():
+        raise InputError(f"{local} processes and {torch.cuda.device_count()} GPU(s): lower --nproc-per-node, or give --cuda False.")
     if args.cuda_graphs and not (args.compile and on_cuda(args.cuda)):
         raise InputError("--cuda-graphs needs --compile and a CUDA device.")
     if args.tf32 and not on_cuda(args.cuda):

@@ -179,13 +179,25 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
     """Read the checkpoint of a run that is to go on with the flags `args`.
 
     Raises:
-        InputError: it is of another script, of other flags than those in `may_differ`, without an optimiser, or has done all its steps.
+        InputError: it is of another script, of other flags than those in `may_differ`, without an optimiser, has done all its steps, or
+            is not the run's last state, which would be written over.
     """
     checkpoint = load_checkpoint(path, script)
     require_same_settings(path, checkpoint["args"], args, may_differ)
     require_resumable(path, checkpoint)
     if checkpoint["global_step"] >= args.total_timesteps:
         raise InputError(f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
+    newest = Path(path).with_name("checkpoint.pt")
+    if Path(path).name != newest.name and newest.is_file():
+        try:
+            last_step = load_checkpoint(newest, script)["global_step"]
+        except InputError:  # if that one is damaged, this one is what there is
+            last_step = 0
+        if last_step > checkpoint["global_step"]:
+            raise InputError(
+                f"{path}: the run has gone on from here to step {last_step:,}, and {newest.name} would be written over; resume that "
+                f"one, or copy this one (step {checkpoint['global_step']:,}) into a folder of its own."
+            )
     return checkpoint
 
 

@@ -250,8 +250,7 @@ class Loop:
 
     def iteration(self) -> None:
         """One rollout and four epochs over it."""
-        torch.set_float32_matmul_precision("high" if self.case.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = self.case.tf32
+        processes.use_tf32(self.case.tf32)
         kept, chosen, rewards, dones = [], [], [], []
         for _ in range(self.args.num_steps):
             for group, envs in enumerate(self.groups):

@@ -202,10 +202,27 @@ def test_what_the_machine_cannot_serve_is_refused(monkeypatch, tmp_path, pretrai
     monkeypatch.setattr(processes.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
         ppo_e2e_atari.main(ppo_e2e_atari.Args(compile=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"2 processes and 1 GPU\(s\): lower --nproc-per-node, or give --cuda False"):
+        ppo_e2e_atari.main(ppo_e2e_atari.Args())
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="cannot be split evenly into 3 process"):
         ppo_e2e_atari.main(ppo_e2e_atari.Args())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
+    """Once a run has begun, products below 1.2e-38 that two threads compute are 0, each thread's."""
+    flags = {"encoders": ("state_representation",), "num_envs": 2, "num_steps": 8, "total_timesteps": 16, "update_epochs": 1, "cuda": False}
+    flags |= {"pretrained_dir": pretrained_dir, "runs_dir": str(tmp_path)}
+    run = f"import torch, ppo_wsa_atari; ppo_wsa_atari.main(ppo_wsa_atari.Args(**{flags}))"
+    count = "print(torch.get_num_threads(), (torch.full((4_000_000,), 3e-38) * 0.1).view(torch.int32).count_nonzero().item())"
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", f"{run}; {count}"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "2 0", done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in PRETRAININGS if name != "keypoint_maps"])  # the Transporter's is keypoint_features'

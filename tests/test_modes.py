@@ -311,6 +311,14 @@ def test_a_reservoir_agent_remembers_and_forgets(args):
     assert not torch.equal(second, agent.reservoir_state)
     agent.act(np.stack([begin[0], later[1]]), greedy=True)
     assert torch.allclose(first[0], agent.reservoir_state[0]) and not torch.allclose(first[1], agent.reservoir_state[1])
+    empty = later.copy()  # a game that goes dark for some steps is no new game
+    empty[:, 3] = 0
+    agent.act(empty, greedy=True)
+    agent.act(begin, greedy=True)
+    assert not torch.allclose(first, agent.reservoir_state)
+    agent.act(later, greedy=True)
+    agent.act(begin, greedy=True)
+    assert torch.allclose(first, agent.reservoir_state)
 
 
 def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):

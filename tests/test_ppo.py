@@ -366,10 +366,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
         other.main(args(other, resume=path))
     with pytest.raises(InputError, match="no such file"):
         script.main(args(script, resume=str(tmp_path / "nothing.pt")))
+    storage.save(storage.load(run / "checkpoint.pt", "checkpoint") | {"global_step": 64}, run / "best.pt")
+    with pytest.raises(InputError, match="has gone on from here to step 128, and checkpoint.pt would be written over"):
+        script.main(args(script, resume=str(run / "best.pt"), total_timesteps=256))
     assert (run / "checkpoint.pt").read_bytes() == before
     (run / "checkpoint.pt").write_bytes(before[: len(before) // 2])
     with pytest.raises(InputError, match="damaged"):
         script.main(args(script, resume=path, total_timesteps=256))
+    assert (
+        storage.load_to_resume(run / "best.pt", script.SCRIPT, args(script, total_timesteps=256), {"total_timesteps"})["global_step"] == 64
+    )
     with pytest.raises(InputError, match="damaged"):
         storage.load_agent(path)
 

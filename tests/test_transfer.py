@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dqn_bt_atari
 import evaluate
@@ -472,6 +473,27 @@ def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
     flags = {"checkpoint": (str(run / "checkpoint.pt"),), "episodes": 2, "num_envs": 2, "max_frames_per_game": 400, "cuda": False}
     evaluate.main(evaluate.Args(**flags, output_dir=str(tmp_path / "scores")))
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["results"][0]["script"] == "dqn_bt_atari"
+
+
+def test_epsilon_goes_from_one_to_the_other_and_stays(tmp_path):
+    """Upward, too; over half of the run."""
+    flags = {"start_e": 0.2, "end_e": 0.6, "exploration_fraction": 0.5, "learning_starts": 1000, "buffer_size": 1200}
+    run = main(make_args(tmp_path, total_timesteps=1004, **flags))
+    (logged,) = EventAccumulator(str(run)).Reload().Scalars("charts/epsilon")
+    assert logged.step == 1000 and logged.value == pytest.approx(0.6)
+
+
+def test_a_resumed_run_needs_room_for_one_more_buffer(tmp_path, monkeypatch):
+    """The stored one is on the disk already: 7 KB for each of 140 steps, and as much for the new one, less what is there."""
+    run = main(make_args(tmp_path, total_timesteps=100, save_buffer=True))
+    usage, stored = shutil.disk_usage(tmp_path), (run / "buffer.pt").stat().st_size
+    again = make_args(tmp_path, total_timesteps=140, save_buffer=True, resume=str(run / "checkpoint.pt"))
+    needed = 2 * 140 * 84 * 84 - stored
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(InputError, match="GB of disk, and 0.00 GB are free"):
+        main(again)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + 1))
+    assert main(again) == run
 
 
 def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
