@@ -429,7 +429,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 
 def main(args: Args) -> Path:
     """Train, and return the run's folder."""
-    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
+    # Flags. Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)

@@ -112,9 +112,8 @@ def check_args(args: Args) -> None:
         raise InputError("--attention watches one game; leave --episodes and --num-envs out.")
     if args.attention and len(args.variation) > 1:
         raise InputError("--attention watches one game: one --variation at most (a+b puts two changes into it).")
-    processes.check_ranges(args, at_least_one=("episodes", "num_envs", "max_frames_per_game"))
-    if min(args.seed, args.torch_threads, args.film_start, args.film_steps) < 0:
-        raise InputError("--seed, --torch-threads, --film-start and --film-steps must not be negative.")
+    not_negative = ("seed", "torch_threads", "film_start", "film_steps")
+    processes.check_ranges(args, ("episodes", "num_envs", "max_frames_per_game"), not_negative=not_negative)
     if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:
         raise InputError(f"--repeat-action-probability must be at least 0 and below 1, not {args.repeat_action_probability}.")
     episodes, num_envs = games_and_envs(args)
@@ -679,7 +678,7 @@ def main(args: Args) -> Path | None:
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    processes.use_tf32(False)  # as in training without --tf32
+    processes.use_tf32(False)  # float32 for every agent, however it was trained
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     agents = open_agents(args, device)
     for agent in agents:

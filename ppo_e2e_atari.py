@@ -285,7 +285,7 @@ def ppo_loss(
 
 def main(args: Args) -> Path | None:
     """Train, and return the run's folder (None in the other processes of a torchrun)."""
-    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
+    # Flags. Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)

@@ -479,13 +479,13 @@ class SeeingAgent(nn.Module):
     """Frozen models and trained agent together: from pixels to actions, for evaluation.
 
     With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first observation starts its
-    row anew: its three older frames are empty, though the row's last frame was not (some games show empty screens now and then).
+    row anew: its three older frames are empty, and they are not the newest three of the call before (in a game that goes dark they are).
     """
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
         super().__init__()
         self.frozen, self.agent, self.reservoir_state = frozen, agent, None
-        self.was_empty: torch.Tensor | None = None  # (B,): the newest frame of the last call
+        self.was_empty: torch.Tensor | None = None  # bool (B,): whether the newest three frames of the call before were all empty
 
     @property
     def weighed(self) -> tuple[str, ...]:
@@ -512,7 +512,7 @@ class SeeingAgent(nn.Module):
                 self.reservoir_state = self.agent.combiner.initial_state(len(x))
                 self.was_empty = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             new_game = (x[:, :-1].amax(dim=(1, 2, 3)) == 0) & ~self.was_empty
-            self.was_empty = x[:, -1].amax(dim=(1, 2)) == 0
+            self.was_empty = x[:, 1:].amax(dim=(1, 2, 3)) == 0
             h, self.reservoir_state = self.agent.combiner.step(embeddings, self.reservoir_state, new_game)
             embeddings = {"reservoir": h}
         state, weights = self.agent.features(embeddings)
@@ -655,7 +655,7 @@ def ppo_loss(
 
 def main(args: Args) -> Path | None:
     """Train, and return the run's folder (None in the other processes of a torchrun)."""
-    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
+    # Flags. Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
@@ -868,7 +868,7 @@ def main(args: Args) -> Path | None:
             agent.apply_change(change, frozen.shapes, args.seed, optimizer)
         if due:
             changes_done += len(due)
-            b_embeddings, mb_room = {}, {}  # the old ones' memory is free before the new ones take theirs
+            b_embeddings, mb_room, mb_embeddings, kept = {}, {}, {}, None  # the old ones' memory is free before the new ones take theirs
             if not args.recompute_embeddings:
                 b_embeddings, mb_room = make_storage()
             next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory

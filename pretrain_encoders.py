@@ -95,14 +95,13 @@ def check_args(args: Args) -> None:
     unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or not args.encoders:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
-    processes.check_ranges(args, at_least_one=("num_frames", "steps", "batch_size", "num_envs", "validation_samples"))
+    at_least_one = ("num_frames", "steps", "batch_size", "num_envs", "validation_samples")
+    processes.check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"))
     for name in ("expert_fraction", "validation_fraction"):
         if not 0.0 < getattr(args, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(args, name)}.")
     if args.validation_samples % 32 == 1:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
-    if args.seed < 0 or args.torch_threads < 0:
-        raise InputError("--seed and --torch-threads must not be negative.")
     if args.batch_size == 1:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
     if args.cuda is True and not torch.cuda.is_available():

@@ -370,7 +370,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 
 def main(args: Args) -> Path:
     """Train, and return the run's folder."""
-    # Flags; threads keep the arithmetic they begin with, so that it is set before any work
+    # Flags. Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
@@ -585,8 +585,7 @@ def main(args: Args) -> Path:
         stop = interrupted.is_set()
         last = stop or iteration == num_iterations
         before = global_step - batch_size
-        crossed = measures_coverage and global_step // args.coverage_interval > before // args.coverage_interval
-        if crossed or (measures_coverage and iteration == num_iterations):
+        if measures_coverage and (iteration == num_iterations or global_step // args.coverage_interval > before // args.coverage_interval):
             with torch.random.fork_rng():  # its draws are no part of the training
                 torch.manual_seed(args.seed)
                 reached = coverage(functools.partial(agent.act, greedy=False), args, stream=global_step)

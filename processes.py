@@ -90,7 +90,11 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def restore_random_state(checkpoint: dict[str, Any], seed: int) -> None:
-    """Let a resumed run draw on: on the CPU what it would have drawn, on CUDA, whose state is not kept, not what it began with."""
+    """Set PyTorch's random generators for a resumed run.
+
+    The CPU's goes on where the checkpoint left it. A GPU's state is not stored: it gets a seed that depends on the step, so that the run
+    does not draw its first actions again.
+    """
     torch.set_rng_state(checkpoint["rng_state"])
     torch.cuda.manual_seed(int(env_seeds(1, seed, 10, checkpoint["global_step"])[0]))
 

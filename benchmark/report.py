@@ -120,7 +120,9 @@ def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
     for game, arm in dict.fromkeys((one.run.game, one.run.arm) for one in finished if one.logged):
         mine = [one.logged for one in finished if (one.run.game, one.run.arm) == (game, arm)]
         means = {tag: np.mean([logged[tag] for logged in mine if tag in logged] or [np.nan]) for tag in tags}
-        rows.append({"game": game, "arm": arm} | {tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()})
+        rows.append(
+            {"game": game, "arm": arm} | {tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()}
+        )  # 1e-7, one model's entropy, is 0
     return rows
 
 
@@ -160,15 +162,14 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
     return rows
 
 
-def suite_results(folder: Path, runs: list[Run]) -> list[tuple[int, dict[str, str]]]:
-    """The seed of a finished chain of steps, and what evaluate.py found in it for an agent in a variation."""
+def files_of_chains(folder: Path, runs: list[Run], name: str) -> list[tuple[int, Path]]:
+    """The files of this name that finished chains of steps have left, each with its chain's seed."""
     chains = (run for run in runs if not run.trains and is_finished(run.result_dir(folder), run))
-    files = ((run.seed, path) for run in chains for path in sorted(run.result_dir(folder).rglob("results.csv")))
-    return [(seed, row) for seed, path in files for row in storage.read_csv(path)]
+    return [(run.seed, path) for run in chains for path in sorted(run.result_dir(folder).rglob(name))]
 
 
 def suite_rows(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
-    """One row per game, seed and variation, with all agents beside each other."""
+    """One row per game, seed and variation, with all agents beside each other, of evaluate.py's results and their seeds."""
     several = len({seed for seed, _ in found}) > 1
     rows: dict[tuple[str, int, str], dict[str, str]] = {}
     for seed, one in found:
@@ -177,27 +178,30 @@ def suite_rows(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
         row["picture"] = one["first_difference"]
         row[one["agent"]] = f"{float(one['mean']):.1f}"
         row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
-        row[f"{one['agent']}: relative"] = f"{round(float(one['relative']), 2) + 0.0:.2f}" if one["relative"] else ""
+        row[f"{one['agent']}: relative"] = f"{float(one['relative']):z.2f}" if one["relative"] else ""
         row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
     return filled_up(rows.values())
 
 
 def suite_over_seeds(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
-    """Where there are several seeds: one row per game and variation, with each agent's means over seeds, and those of each seed."""
+    """Where there are several seeds: one row per game and variation, with each agent's means, and those of each seed.
+
+    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left out of the mean.
+    """
     if len({seed for seed, _ in found}) == 1:
         return []
-    values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for _, one in found:
+    values: dict[tuple[str, str], dict[str, dict[int, str]]] = {}  # by game and variation, by column, by seed
+    for seed, one in found:
         row = values.setdefault((one["game"], one["variation"]), {})
-        for name, value in ((one["agent"], one["mean"]), (f"{one['agent']}: relative", one["relative"])):
-            row.setdefault(name, []).extend([float(value)] if value else [])
+        row.setdefault(one["agent"], {})[seed] = one["mean"]
+        row.setdefault(f"{one['agent']}: relative", {})[seed] = one["relative"]
     rows = []
     for (game, variation), row in values.items():
         cells = {"game": game, "variation": variation}
-        for name, of_seeds in ((name, of_seeds) for name, of_seeds in row.items() if of_seeds):
-            form = ".2f" if name.endswith(": relative") else ".1f"
-            cells[name] = format(round(float(np.mean(of_seeds)), 2) + 0.0, form)
-            cells[f"{name}, each seed"] = " ".join(format(round(value, 2) + 0.0, form) for value in of_seeds)
+        for name, of_seeds in ((name, of_seeds) for name, of_seeds in row.items() if any(of_seeds.values())):
+            form = "z.2f" if name.endswith(": relative") else "z.1f"
+            cells[name] = format(float(np.mean([float(value) for value in of_seeds.values() if value])), form)
+            cells[f"{name}, each seed"] = " ".join(format(float(value), form) if value else "-" for value in of_seeds.values())
         rows.append(cells)
     return filled_up(rows)
 
@@ -217,23 +221,21 @@ def games_said(games: int, distinct: int, truncated: int) -> str:
 def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
     """One row per model of each agent whose weights over a game evaluate.py has stored in a finished chain of steps."""
     rows = []
-    for run in runs:
-        if run.trains or not is_finished(run.result_dir(folder), run):
-            continue
-        for path in sorted(run.result_dir(folder).rglob("summary.json")):
-            about = json.loads(path.read_text())
-            for model, weight in about["models"].items():
-                row = {"game": about["game"], "seed": str(run.seed), "agent": about["agent"], "score": str(about["score"])}
-                row |= {"steps": f"{about['steps']:,}" + (", cut off" if about.get("cut_off") else ""), "model": model}
-                row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
-                quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
-                rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
+    for seed, path in files_of_chains(folder, runs, "summary.json"):
+        about = json.loads(path.read_text())
+        for model, weight in about["models"].items():
+            row = {"game": about["game"], "seed": str(seed), "agent": about["agent"], "score": str(about["score"])}
+            row |= {"steps": f"{about['steps']:,}" + (", cut off" if about.get("cut_off") else ""), "model": model}
+            row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
+            quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
+            rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
     return rows
 
 
 def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
     """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", suites, "attention"."""
-    found, suites = {"table": table_rows(finished), "logged": logged_rows(finished)}, suite_results(folder, runs)
+    found = {"table": table_rows(finished), "logged": logged_rows(finished)}
+    suites = [(seed, row) for seed, path in files_of_chains(folder, runs, "results.csv") for row in storage.read_csv(path)]
     found |= {"suite_over_seeds": suite_over_seeds(suites), "suite": suite_rows(suites), "attention": attention_rows(folder, runs)}
     return {name: rows for name, rows in found.items() if rows}
 

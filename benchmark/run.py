@@ -123,9 +123,9 @@ class Run:
     @property
     def needs(self) -> dict[str, str]:
         """The runs that must be finished first: how the commands call each one, and its name."""
-        found = re.findall(r"(\{run:([\w.-]+?)(?::(\d+))?\})", " ".join(self.commands))
-        named = {written: f"{arm}__{self.game}__{seed or self.seed}" for written, arm, seed in found}
-        return named | {f"after {other}": self.named(other) for other in self.after if "/" not in other}
+        found = re.findall(r"(\{run:([\w.-]+?(?::\d+)?)\})", " ".join(self.commands))
+        others = [(f"after {other}", other) for other in self.after if "/" not in other]
+        return {written: self.named(other) for written, other in (*found, *others)}
 
     @property
     def needs_elsewhere(self) -> list[tuple[str, str]]:
@@ -134,7 +134,7 @@ class Run:
         return [(experiment, self.named(other)) for experiment, _, other in others]
 
     def named(self, other: str) -> str:
-        """The name of the run that `after` calls `other`: an arm's in the same game, of the same seed or, written arm:seed, of that one."""
+        """The name of the run called `other` here: an arm's in the same game, of the same seed or, written arm:seed, of that one."""
         arm, _, seed = other.partition(":")
         return f"{arm}__{self.game}__{seed or self.seed}"
 
@@ -350,7 +350,8 @@ class Runner:
                 raise RuntimeError(f"{word}: there is no such file")
             words += found
         with open(log, "a") as output:
-            output.write(f"# revision {revision() or 'unknown'}\n$ python {command}\n")
+            line_end = "\n" if output.tell() else ""  # what was killed may have stopped within a line
+            output.write(f"{line_end}# revision {revision() or 'unknown'}\n$ python {command}\n")
             output.flush()
             child = subprocess.Popen(
                 [sys.executable, *words],

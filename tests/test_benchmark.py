@@ -318,16 +318,21 @@ def test_suites_of_several_seeds(tmp_path):
     runs = [replace(run, seed=seed) for seed in (1, 2)]
     assert "suite_over_seeds" not in report.tables(ROOT / "benchmark" / "results" / "changed_games_small", [run], [])
     for seed, one in enumerate(runs, 1):
-        (tmp_path / one.name).mkdir()
+        (tmp_path / one.name / "again").mkdir(parents=True)
         (tmp_path / one.name / "run.json").write_text(json.dumps({"commands": run.commands, "evaluate": None}))
         shifted = [row | {"mean": str(float(row["mean"]) + seed), "relative": row["relative"] and str(seed / 4)} for row in results]
+        shifted[-1]["relative"] = "" if seed == 1 else "-0.001"
         storage.write_csv(tmp_path / one.name / "results.csv", shifted)
+        storage.write_csv(tmp_path / one.name / "again" / "results.csv", shifted)  # another chain's, with the same random play
     found = report.tables(tmp_path, runs, [])
     assert [row["seed"] for row in found["suite"] if row["variation"] == "unchanged"] == ["1", "2"]
     first, second = found["suite_over_seeds"][:2]
     assert first["Pong/e2e"] == "18.7" and first["Pong/e2e, each seed"] == "18.2 19.2"  # 17.2 + 1 and + 2
     assert first["Pong/e2e: relative"] == "0.38" and first["Pong/e2e: relative, each seed"] == "0.25 0.50"
     assert first["random play"] == "-19.0" and "random play: relative" not in first and second["random play"] == ""
+    assert first["random play, each seed"] == "-19.5 -18.5"
+    last = found["suite_over_seeds"][-1]  # not defined for the first seed
+    assert last["Pong/wsa: relative"] == "0.00" and last["Pong/wsa: relative, each seed"] == "- 0.00"
 
 
 def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsys):

@@ -222,7 +222,8 @@ def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
     count = "print(torch.get_num_threads(), (torch.full((4_000_000,), 3e-38) * 0.1).view(torch.int32).count_nonzero().item())"
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", f"{run}; {count}"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "2 0", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 0"
 
 
 @pytest.mark.parametrize("name", [name for name in PRETRAININGS if name != "keypoint_maps"])  # the Transporter's is keypoint_features'

@@ -312,10 +312,11 @@ def test_a_reservoir_agent_remembers_and_forgets(args):
     agent.act(np.stack([begin[0], later[1]]), greedy=True)
     assert torch.allclose(first[0], agent.reservoir_state[0]) and not torch.allclose(first[1], agent.reservoir_state[1])
     empty = later.copy()  # a game that goes dark for some steps is no new game
-    empty[:, 3] = 0
+    empty[:, 1:] = 0
     agent.act(empty, greedy=True)
     agent.act(begin, greedy=True)
     assert not torch.allclose(first, agent.reservoir_state)
+    later[:, 3] = 0  # one that ends in the dark is followed by a new one
     agent.act(later, greedy=True)
     agent.act(begin, greedy=True)
     assert torch.allclose(first, agent.reservoir_state)
