@@ -383,7 +383,7 @@ def test_the_readmes_tables_are_what_the_report_makes():
                 assert (ROOT / "benchmark" / "results" / name / "table.md").read_text() == table + "\n"
         assert after == text
         marked += names
-    assert {"throughput", "scaling", "probes_Pong"} <= set(marked)
+    assert {"throughput", "scaling", "probes_Pong", "probes_Breakout", "probes_MsPacman"} <= set(marked)
     assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
 
 

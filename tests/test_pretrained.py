@@ -1,6 +1,7 @@
-"""The models for Pong that are in the repository: each has learnt something, judged on new games that no model was trained on."""
+"""The models that are in the repository: each has learnt something, judged on new games that no model was trained on."""
 
 import csv
+import functools
 import threading
 from pathlib import Path
 
@@ -15,14 +16,21 @@ from pretrain_encoders import Args, FrameData, collect_frames
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "pretrained" / "Pong"
 PAPER_MODELS = ["state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"]
+LIGHT_MODELS = ["state_representation", "autoencoder"]
+STORED = {"Pong": PAPER_MODELS, "Breakout": LIGHT_MODELS, "MsPacman": LIGHT_MODELS}
 
 
 @pytest.fixture(scope="module")
-def new_games(tmp_path_factory) -> FrameData:
+def new_games_of(tmp_path_factory):
     """Random games with seeds of their own; all of them are new to the models."""
-    folder = tmp_path_factory.mktemp("new_games")
-    collect_frames(Args(seed=987), folder, 3000, torch.device("cpu"), threading.Event())
-    return FrameData(folder, 0.5, 0)
+
+    @functools.cache
+    def collect(game: str) -> FrameData:
+        folder = tmp_path_factory.mktemp(game)
+        collect_frames(Args(env_id=f"ALE/{game}-v5", seed=987), folder, 3000, torch.device("cpu"), threading.Event())
+        return FrameData(folder, 0.5, 0)
+
+    return collect
 
 
 @torch.no_grad()
@@ -32,23 +40,25 @@ def loss_on(pretraining, data: FrameData) -> float:
     return pretraining.loss(obs, later_obs, 1.0)["loss"].item()
 
 
-def test_they_are_small_and_say_what_they_are():
-    files = {path.stem: path for path in FOLDER.glob("*.pt")}
-    assert set(PAPER_MODELS) <= set(files)
+@pytest.mark.parametrize("game", STORED)
+def test_they_are_small_and_say_what_they_are(game):
+    files = {path.stem: path for path in (ROOT / "pretrained" / game).glob("*.pt")}
+    assert set(STORED[game]) <= set(files)
     assert sum(path.stat().st_size for path in files.values()) <= 25e6
     for name, path in files.items():
-        model = load_encoder(path, game="Pong")
+        model = load_encoder(path, game=game)
         about = model.description
-        assert about["name"] == name and about["env_id"] == "ALE/Pong-v5"
+        assert about["name"] == name and about["env_id"] == f"ALE/{game}-v5"
         assert about["data"]["frames"] == 100_000 and about["data"]["expert_fraction"] == 0.0
         stored = torch.load(path, weights_only=True)["state"]
         assert all(tensor.dtype == torch.float16 for tensor in stored.values() if tensor.is_floating_point())
 
 
-@pytest.mark.parametrize("name", PAPER_MODELS)
-def test_each_beats_its_random_initialisation(name, new_games):
+@pytest.mark.parametrize(("game", "name"), [(game, name) for game, names in STORED.items() for name in names])
+def test_each_beats_its_random_initialisation(game, name, new_games_of):
+    new_games = new_games_of(game)
     torch.manual_seed(1)
-    assert loss_on(load_pretraining(FOLDER, name), new_games) < 0.9 * loss_on(PRETRAININGS[name](), new_games)
+    assert loss_on(load_pretraining(ROOT / "pretrained" / game, name), new_games) < 0.9 * loss_on(PRETRAININGS[name](), new_games)
 
 
 def test_the_transporter_beat_the_median_frame_on_its_held_out_games():
@@ -58,8 +68,8 @@ def test_the_transporter_beat_the_median_frame_on_its_held_out_games():
         assert about["validation_loss"] < about["median_frame_error"]
 
 
-def test_the_autoencoder_beats_the_median_frame(new_games):
-    pretraining = load_pretraining(FOLDER, "autoencoder")
+def test_the_autoencoder_beats_the_median_frame(new_games_of):
+    pretraining, new_games = load_pretraining(FOLDER, "autoencoder"), new_games_of("Pong")
     obs, _ = new_games.sample("training", 1000, (0, 0), np.random.default_rng(1))
     median = obs[:, -1].float().median(dim=0).values / 255
     _, target = new_games.sample("validation", 64, pretraining.offsets, np.random.default_rng(0))
@@ -67,16 +77,15 @@ def test_the_autoencoder_beats_the_median_frame(new_games):
     assert loss_on(pretraining, new_games) < of_median
 
 
-def test_probes_beat_those_of_random_initialisations():
-    """The stored table of linear probes (made by probe_encoders.py): for ball and paddles together each model beats its initialisation, but
-    those that the README names."""
-    with open(ROOT / "benchmark" / "probes_Pong.csv", newline="") as file:
+@pytest.mark.parametrize("game", STORED)
+def test_probes_beat_those_of_random_initialisations(game):
+    """The stored table of linear probes (by probe_encoders.py): for what moves (all but the score) each model beats its initialisation,
+    but those that the README names."""
+    with open(ROOT / "benchmark" / f"probes_{game}.csv", newline="") as file:
         rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
     readme = (ROOT / "README.md").read_text()
-    for name in PAPER_MODELS:
-        trained, untrained = (
-            np.mean([float(rows[name, weights][f"f1_{kind}"]) for kind in ("ball", "player", "enemy")])
-            for weights in ("trained", "untrained")
-        )
-        assert trained > untrained or f"`{name}` does not beat its random initialisation" in readme
+    for name in STORED[game]:
+        kinds = [kind for kind in rows[name, "trained"] if kind.startswith("f1_") and kind not in ("f1_score", "f1_mean")]
+        trained, untrained = (np.mean([float(rows[name, weights][kind]) for kind in kinds]) for weights in ("trained", "untrained"))
+        assert trained > untrained or f"{game}'s `{name}` does not beat its random initialisation" in readme
     assert set(ENCODERS) >= set(PAPER_MODELS)
