@@ -75,9 +75,9 @@ class Args:
     untrained_encoders: bool = False
     """a control: the models of --encoders with random weights"""
     schedule: tuple[str, ...] = ()
-    """models that come and go, at the first rollout from that step on: add:object_masks:200000 drop:state_representation:400000"""
+    """models that come and go, at the first rollout from that step on: add:autoencoder:200000 drop:state_representation:400000"""
     centre_embeddings: bool = False
-    """subtract from each embedding its mean over typical frames, and divide by its root mean square around it (not published)"""
+    """subtract from each embedding its mean over 256 observations of random play, divide by the deviation around it (not published)"""
     combiner: str = "wsa"
     """how they are combined: wsa, the paper's rivals, or the controls uniform and random_weights"""
     features_dim: int = 256
@@ -89,18 +89,18 @@ class Args:
     pretrained_dir: str = "pretrained"
     """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
     scorer_activation: Literal["relu", "none"] | None = None
-    """wsa: last activation of the shared weight network (none given: relu, the published one, which can die; none: no activation,
+    """wsa: last activation of the shared weight network (default: relu, the published one, which can die; none: no activation,
     where the context cancels out in the softmax)"""
     weights_ent_coef: float = 0.0
-    """wsa, dot_product: weight of the weights' entropy in the loss (it is added to what is maximised)"""
+    """wsa, dot_product: reward for even weights: this times their entropy is subtracted from the loss"""
     cnn_layers: int | None = None
-    """cnn: convolutions, 1 to 3 (none given: 1)"""
+    """cnn: convolutions, 1 to 3 (default: 1)"""
     reservoir_units: int | None = None
-    """reservoir: units (none given: 1024)"""
+    """reservoir: units (default: 1024)"""
     reservoir_spectral_radius: float | None = None
-    """reservoir: largest absolute eigenvalue of the recurrent weights (none given: 0.9)"""
+    """reservoir: largest absolute eigenvalue of the recurrent weights (default: 0.9)"""
     reservoir_input_scale: float | None = None
-    """reservoir: standard deviation of the input weights (none given: 1.0, the published one)"""
+    """reservoir: standard deviation of the input weights (default: 1.0, the published one)"""
     recompute_embeddings: bool = False
     """run the frozen models again for each minibatch, the plain way, in place of keeping a rollout's embeddings: slow, to compare"""
 
@@ -661,7 +661,7 @@ def main(args: Args) -> Path | None:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
 
-    # Resume: the checkpoint's flags must be ours
+    # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)

@@ -376,7 +376,7 @@ def main(args: Args) -> Path:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
 
-    # Resume: the checkpoint's flags must be ours
+    # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
