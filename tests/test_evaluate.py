@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -153,6 +154,19 @@ def test_summary_of_weights():
     half = summarise_weights(np.array([[0.5, 0.5], [0.9, 0.1]]), ("a", "b"))
     assert half["variance_over_time"] == pytest.approx(0.04) and half["squared_distance_from_even"] == pytest.approx(0.08)
     assert half["movement"] == pytest.approx(0.5)
+
+
+def test_relative_scores_by_hand(tmp_path, monkeypatch):
+    """Random play -20; 10 unchanged and -5 changed is half of the way; an agent at -20 unchanged has no relative score."""
+    means = iter((-20.0, 10.0, -20.0, -5.0, -30.0))
+    monkeypatch.setattr(evaluate, "hackatari_modifications", lambda env_id: ({}, {}))
+    monkeypatch.setattr(evaluate, "modes_and_difficulties", lambda env_id: {"mode:1": ""})
+    monkeypatch.setattr(evaluate, "play", lambda act, env_id, variation, *rest: {"variation": variation, "mean": next(means)})
+    for name in ("plot_suite", "write_results"):
+        monkeypatch.setattr(evaluate, name, lambda *rest: None)
+    agents = [evaluate.Evaluated(label, "", SimpleNamespace(act=len), "ALE/Pong-v5", "", 0, 0.0) for label in ("good", "bad")]
+    rows = evaluate.suite(agents, Args(checkpoint=("good", "bad")), tmp_path)
+    assert [row.get("relative") for row in rows] == [None, 1.0, None, 0.5, None]
 
 
 def test_attention_writes_what_the_agent_weighed(agents, tmp_path):

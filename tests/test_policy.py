@@ -149,6 +149,23 @@ def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
         np.testing.assert_allclose(found["reward"], episodic * lifelong / np.std(sums), rtol=1e-3)
 
 
+def test_whitening_and_prediction_error_by_hand(tmp_path):
+    """Mean 100, deviation 20, clipped to [-5, 5]; the error is the mean square over 128 outputs, of the newest frame alone."""
+    model = IntrinsicReward(4, make_args(tmp_path, intrinsic="rnd"))
+    model.pixels.mean.fill_(100.0)
+    model.pixels.var.fill_(400.0)
+    obs = torch.full((1, 4, 84, 84), 100, dtype=torch.uint8)
+    obs[0, 3, 0, :3] = torch.tensor([120, 255, 0], dtype=torch.uint8)
+    assert model.whiten(obs)[0, 3, 0, :4].tolist() == [1.0, 5.0, -5.0, 0.0]
+    x = torch.zeros(1, 1, 84, 84)
+    x[0, 0, 0, :3] = torch.tensor([1.0, 5.0, -5.0])
+    with torch.no_grad():
+        expected = np.square((model.predictor(x) - model.target(x)).numpy()).sum() / 128
+        older = obs.clone()
+        older[0, :3] = 7
+        assert model.prediction_error(obs).item() == pytest.approx(expected, rel=1e-4) == model.prediction_error(older).item()
+
+
 def test_what_the_rewards_own_networks_learn_from(tmp_path):
     """Actions across the end of a game are not to be explained, and the predictor learns from its share of the steps alone."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_e2e_atari
@@ -211,6 +212,53 @@ def test_losses_of_a_first_minibatch(script, args, record):
     assert scalars(run, "losses/entropy")[0][1] == pytest.approx(np.log(6), abs=0.01)  # Pong has 6 actions
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ppo_loss_by_hand(script):
+    """Ratios 2, 2, 1/2, 1/2, 1 under a clip range of 0.1: -min(rA, clip(r)A) is -1.1, 2, -0.5, 0.9, -2 (Schulman et al. 2017, eq. 7, 9)."""
+    old, new = torch.tensor([0.1, 0.1, 0.4, 0.4, 0.5]).log(), torch.tensor([0.2, 0.2, 0.2, 0.2, 0.5]).log()
+    values, returns = torch.tensor([0.0, 1, 2, 3, 4]), torch.ones(5)
+    wsa = script is ppo_wsa_atari
+
+    class Fixed:
+        def get_action_and_value(self, seen, actions):
+            found = actions, new, torch.full((5,), 0.5), values
+            return (*found, torch.full((5, 2), 0.5)) if wsa else found
+
+    options = {"ent_coef": 0.01, "vf_coef": 0.5} | ({"weights_ent_coef": 0.1} if wsa else {})
+    advantages = torch.tensor([1.0, -1, 1, -1, 2])
+    loss, logged, *_ = script.ppo_loss(Fixed(), None, torch.zeros(5), old, advantages, returns, torch.tensor(0.1), **options)
+    assert loss.item() == pytest.approx(-0.14 - 0.01 * 0.5 + 0.5 * 3 - (0.1 * np.log(2) if wsa else 0), abs=1e-5)
+    expected = {"policy_loss": -0.14, "value_loss": 3, "entropy": 0.5, "clipfrac": 0.8, "approx_kl": 0.2, "old_approx_kl": 0}
+    assert {name: value.item() for name, value in logged.items()} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_end_to_end_agent_by_hand():
+    """Mnih et al. 2015's sizes, pixels scaled once, policy head of gain 0.01 and value head of gain 1, greedy play."""
+    agent, obs = ppo_e2e_atari.Agent(6), torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    x, network = obs.float() / 255, agent.network
+    with torch.no_grad():
+        for i, shape, stride in ((0, (32, 4, 8, 8), 4), (2, (64, 32, 4, 4), 2), (4, (64, 64, 3, 3), 1)):
+            assert network[i].weight.shape == shape
+            x = F.relu(F.conv2d(x, network[i].weight, network[i].bias, stride))
+        assert network[7].weight.shape == (512, 3136)
+        x = F.relu(x.flatten(1) @ network[7].weight.T + network[7].bias)
+        logits = x @ agent.actor.weight.T + agent.actor.bias
+        torch.testing.assert_close(agent.get_value(obs), x @ agent.critic.weight[0] + agent.critic.bias, rtol=1e-4, atol=1e-4)
+        _, logprob, _, _ = agent.get_action_and_value(obs, torch.arange(5))
+        torch.testing.assert_close(logprob, logits.log_softmax(dim=1)[range(5), range(5)], rtol=1e-4, atol=1e-4)
+        assert agent.act(obs, greedy=True).tolist() == logits.argmax(dim=1).tolist()
+        torch.testing.assert_close(agent.actor.weight @ agent.actor.weight.T, 1e-4 * torch.eye(6), rtol=1e-3, atol=1e-7)
+        assert agent.critic.weight.norm().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_heads_by_hand():
+    layers, x = ppo_wsa_atari.head(8, (5, 3), "relu", 2, gain=0.01), torch.randn(4, 8)
+    a, b, c = (layer.weight for layer in layers[::2])  # biases start at 0
+    torch.testing.assert_close(layers(x), F.relu(F.relu(x @ a.T) @ b.T) @ c.T)
+    torch.testing.assert_close(a @ a.T, 2 * torch.eye(5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(c @ c.T, 1e-4 * torch.eye(2), rtol=1e-3, atol=1e-7)
+
+
 TAGS = ["losses/value_loss", "losses/policy_loss", "losses/entropy", "losses/approx_kl", "losses/explained_variance"]
 
 
@@ -302,6 +350,11 @@ def test_resume_goes_on(script, args, monkeypatch):
         assert scalars(run, tag) == scalars(whole, tag)
     assert scalars(run, "losses/value_loss")[:3] == scalars(whole, "losses/value_loss")[:3]
     assert [step for step, _ in scalars(run, "losses/value_loss")] == [32, 64, 96, 128]
+    np.testing.assert_allclose(
+        scalars(run, "charts/learning_rate"), [(32, 2.5e-4), (64, 1.875e-4), (96, 1.25e-4), (128, 6.25e-5)], rtol=1e-6
+    )
+    np.testing.assert_allclose(scalars(run, "charts/clip_coef"), [(32, 0.1), (64, 0.075), (96, 0.05), (128, 0.025)], rtol=1e-6)
+    assert finished["optimizer"]["param_groups"][0]["lr"] == pytest.approx(6.25e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -343,11 +396,22 @@ def test_saved_agent_acts(script, args, models):
     assert type(storage.load_agent(run / "checkpoint.pt")) is type(agent)
 
 
-def test_evaluation_decides_what_is_best(args):
+def test_an_evaluation_makes_a_best_agent(args):
     run = ppo_e2e_atari.main(args(ppo_e2e_atari, eval_interval=64, eval_episodes=1, total_timesteps=64))
     ((step, value),) = scalars(run, "eval/episodic_return")
     best = storage.load(run / "best.pt", "checkpoint")
     assert step == 64 and best["global_step"] == 64 and best["best_return"] == value and -21 <= value <= 21
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_best_evaluation_decides_what_is_best(script, args, monkeypatch):
+    """Scores 1, 5, 3, 5: the second one's agent stays, also beside an equal later one."""
+    scores = iter((1, 5, 3, 5))
+    monkeypatch.setattr(script, "play_games", lambda act, envs, *rest: [(next(scores), 10, False)])
+    run = script.main(args(script, eval_interval=32, eval_episodes=1))
+    assert scalars(run, "eval/episodic_return") == [(32, 1), (64, 5), (96, 3), (128, 5)]
+    best, last = (storage.load(run / name, "checkpoint") for name in ("best.pt", "checkpoint.pt"))
+    assert (best["global_step"], best["best_return"], last["global_step"], last["best_return"]) == (64, 5.0, 128, 5.0)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
