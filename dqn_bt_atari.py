@@ -16,7 +16,9 @@ pretrain_policy_atari.py. Three switches, which combine freely and are all off b
 - `--fine-tune`: the network's convolutions start as the policy's.
 
 The paper's agent is R2D2 on many machines; here it is double DQN (Mnih et al. 2015, doi 10.1038/nature14236; van Hasselt et al. 2016, arXiv
-1509.06461) with n-step returns, small enough to be read in one sitting.
+1509.06461) with n-step returns, small enough to be read in one sitting. Settings: buffer, batch and updates as
+in Mnih et al. 2015; n = 3, first update and target period as in Rainbow (Hessel et al. 2018, arXiv 1710.02298, table 1); learning rate and
+epsilon as in CleanRL's dqn_atari.py.
 
 The file reads in the order in which things happen: flags, replay buffer, network, flights, loss, then `main`: set-up, act, store, learn,
 log, save.
@@ -251,7 +253,8 @@ class ReplayBuffer:
         return stacks
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Environments and slots, each (batch_size,), drawn evenly from all whose n next steps, and whose stack's frames, are there."""
+        """Environments and slots, each (batch_size,), drawn evenly from all whose n next steps, and whose stack's frames, are
+        there. Raises ValueError while there is none."""
         newest = self.written - 1
         oldest = np.maximum(self.written - self.per_env, 0)
         oldest = np.where(oldest > 0, oldest + 3, 0)  # the frames before the oldest slots are overwritten
@@ -297,6 +300,7 @@ class ReplayBuffer:
         return state | {"written": torch.from_numpy(self.written), "age": torch.from_numpy(self.age)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor | list[torch.Tensor]]) -> None:
+        """Fill an empty buffer of the same size and number of environments from what state_dict gave."""
         for name, values in state.items():
             if name in ("written", "age"):
                 getattr(self, name)[:] = values.numpy()
@@ -313,7 +317,7 @@ class QNetwork(nn.Module):
         self.num_actions = num_actions  # of the game
         self.network = nature_cnn()
         self.q = layer_init(nn.Linear(512, num_actions + extra_action), gain=1.0)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> Q-values (B, num_actions), or one more."""
@@ -378,11 +382,13 @@ class Flights:
 
 
 def td_loss(q_network: QNetwork, target_network: QNetwork, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Double Q-learning's loss (van Hasselt et al. 2016, eq. 4, with n-step returns), and what is logged of it.
+    """Double Q-learning's loss, (), and what is logged of it.
 
     The target is the return plus the discounted value of the next state, of the action that the online network finds best there and as the
-    target network sees it; the extra action is among them. A transition teaches the Q-value of the action that the game received; if the
-    pre-trained policy chose that action, it also teaches the extra action's (our reading of the paper: both are true of what happened).
+    target network sees it (van Hasselt et al. 2016, eq. 4, with n-step returns); the extra action is among them. The loss
+    is Huber's, which is Mnih et al.'s clipping of the error to [-1, 1]. A transition teaches the Q-value of the action that the game
+    received; if the pre-trained policy chose that action, it also teaches the extra action's (our reading of the paper: both are true of
+    what happened).
     """
     with torch.no_grad():
         best = q_network(batch.next_obs).argmax(dim=1, keepdim=True)
@@ -466,7 +472,9 @@ def main(args: Args) -> Path:
     if args.fine_tune:
         q_network.start_from(policy)
     target_network.load_state_dict(q_network.state_dict())
-    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)  # eps: our choice
+    optimizer = torch.optim.Adam(
+        q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True
+    )  # fast: one kernel for all weights; eps: our choice
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, args.n_step, args.gamma)
     # One random stream for each purpose, so that a switch that is turned on leaves the others' draws as they were
     streams = {name: np.random.default_rng([args.seed, number]) for number, name in enumerate(("epsilon", "replay", "flights"))}

@@ -10,7 +10,8 @@ PPO: Schulman et al. 2017 (arXiv 1707.06347). Network: Mnih et al. 2015 (doi 10.
 (arXiv 2507.07197), who take them from the Atari settings of Schulman et al., table 5.
 
 The file reads in the order in which things happen: flags, network, advantages, loss, then `main`: set-up, rollout, advantages, update, log,
-save. What makes it fast is marked "fast:" where it stands; benchmark/throughput.py measures each such line.
+save. What makes it fast is marked "fast:" where it stands; the README says what the larger ones bring
+(benchmark/throughput.py, benchmark/denormals.py).
 """
 
 import functools
@@ -170,7 +171,7 @@ class Agent(nn.Module):
         self.network = nature_cnn()
         self.actor = layer_init(nn.Linear(512, num_actions), gain=0.01)
         self.critic = layer_init(nn.Linear(512, 1), gain=1.0)
-        self.to(memory_format=torch.channels_last)  # convolutions in this layout are about 1.5 times as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     @classmethod
     def with_weights(cls, weights: dict[str, torch.Tensor]) -> "Agent":

@@ -12,7 +12,8 @@ combiners/wsa.py. PPO here is that of ppo_e2e_atari.py, acting on embeddings in 
 
 The file reads in the order in which things happen: flags, frozen models, trained agent, advantages, loss, then `main`: set-up, rollout
 (where each frozen model sees each observation once), advantages, update (which reads the kept embeddings), log, save. What makes it fast is
-marked "fast:" where it stands; benchmark/throughput.py measures each such line.
+marked "fast:" where it stands; the README says what the larger ones bring
+(benchmark/throughput.py, benchmark/denormals.py).
 """
 
 import contextlib
@@ -152,7 +153,7 @@ class Args:
     frozen_precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """arithmetic of the frozen models: bfloat16 on CUDA, int8 on a CPU (keypoint models and autoencoder) are faster and less exact"""
     kept_precision: Literal["float32", "float16"] = "float16"
-    """what embeddings are rounded to: float16 takes half the memory to keep, and is read faster"""
+    """what embeddings are rounded to: float16 takes half the memory to keep"""
     env_groups: int = 1
     """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
@@ -362,6 +363,7 @@ class FrozenModels(nn.Module):
 
     @property
     def own(self) -> dict[str, nn.Module]:
+        """The models that come from no file, by name."""
         return {name: model for name, model in self.models.items() if name not in self.sha256}
 
     def wanted(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -416,9 +418,10 @@ class Agent(nn.Module):
         )
         self.actor = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, num_actions, gain=0.01)
         self.critic = head(self.combiner.out_dim, args.hidden_sizes, args.hidden_activation, 1, gain=1.0)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def combiner_inputs(self, embeddings: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """{name: (B, *shape)} -> what the combiner takes: the embeddings of its models, and the context (None where it is not used)."""
         return {name: embeddings[name] for name in self.names}, embeddings.get(self.context_name)
 
     def features(self, embeddings: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -285,11 +285,11 @@ def train(
 ) -> bool:
     """Train the pre-training that makes the model `name` and store all models it makes in `folder`; False if it was interrupted."""
     torch.manual_seed(args.seed)
-    pretraining = PRETRAININGS[name]().to(device, memory_format=torch.channels_last)
+    pretraining = PRETRAININGS[name]().to(device, memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
     names = list(pretraining.stored_models())
     steps = args.steps or pretraining.steps[args.budget]
     batch_size = args.batch_size or pretraining.batch_size[args.budget]
-    optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam, fused=True)
+    optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam, fused=True)  # fast: one kernel for all weights
     settings = {"steps": steps, "batch_size": batch_size, "seed": args.seed, "frames": data.num_frames}
     settings |= {"validation_fraction": args.validation_fraction, "validation_samples": args.validation_samples}
     first_step, best, unchanged = 0, None, 0

@@ -77,13 +77,13 @@ class Args:
     intrinsic: Literal["ngu", "rnd"] = "ngu"
     """the reward: ngu (episodic novelty times lifelong novelty) or rnd (lifelong novelty alone)"""
     memory_size: int = 30_000
-    """ngu: embeddings that the episodic memory of one game holds; the oldest go first"""
+    """ngu: embeddings that the episodic memory of one game holds (30,000 published); the oldest go first"""
     num_neighbours: int = 10
-    """ngu: how many nearest embeddings of this game a new one is compared with"""
+    """ngu: how many nearest embeddings of this game a new one is compared with (10 published)"""
     max_lifelong: float = 5.0
-    """ngu: the lifelong factor is clipped to [1, this]"""
+    """ngu: the lifelong factor is clipped to [1, this] (5 published)"""
     predictor_share: float = 0.25
-    """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon"""
+    """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon (published: 0.25)"""
     intrinsic_learning_rate: float = 2.5e-4
     """Adam's learning rate for the predictor and the embedding"""
     intrinsic_minibatch: int = 64
@@ -257,7 +257,7 @@ class IntrinsicReward(nn.Module):
         self.pixels = RunningMoments((84, 84))
         self.errors, self.distances, self.returns = (RunningMoments(horizon=HORIZON) for _ in range(3))
         self.register_buffer("discounted", torch.zeros(args.num_envs))  # sum of past intrinsic rewards of each environment, discounted
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def whiten(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 (B, C, 84, 84) -> each pixel less its mean, over its standard deviation, in [-5, 5] (RND, section 2.4).
@@ -317,7 +317,7 @@ class IntrinsicReward(nn.Module):
     def loss(
         self, obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor, same_game: torch.Tensor, learns: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """What the embedding and the predictor learn from.
+        """What the networks learn from: "predictor" (RND, section 2.2) and, with ngu, "inverse" (cross-entropy in nats), both ().
 
         Args:
             obs, next_obs: uint8 (B, 4, 84, 84), before and after the step; actions (B,).
@@ -400,9 +400,9 @@ def main(args: Args) -> Path:
     agent = Agent(num_actions).to(device)
     intrinsic = IntrinsicReward(num_actions, args).to(device)
     memory = EpisodicMemory(args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
     learning = [parameter for parameter in intrinsic.parameters() if parameter.requires_grad]
-    intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)
+    intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)  # fast, too
     global_step, first_iteration, random_coverage = 0, 1, {}
     last_games: deque[float] = deque(maxlen=100)  # raw scores, only reported
     if checkpoint:

@@ -174,7 +174,7 @@ def entropy(values: np.ndarray) -> float:
 
 def main(args: Args) -> None:
     game = game_name(args.env_id)
-    processes.check_ranges(args, at_least_one=("num_samples", "every", "epochs"))
+    processes.check_ranges(args, ("num_samples", "every", "epochs"), not_negative=("seed", "torch_threads"))
     folder = Path(args.pretrained_dir) / game
     if game not in VARIABLES:
         raise InputError(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import tyro
 
+import processes
 import storage
 from storage import InputError
 
@@ -68,6 +69,7 @@ def measure(checkpoint: dict, rounds: int) -> dict[str, str | int | float]:
 
 
 def main(args: Args) -> None:
+    processes.check_ranges(args, ("rounds", "torch_threads"))
     checkpoints = [storage.load(Path(path), "checkpoint") for path in args.checkpoint]
     for path, checkpoint in zip(args.checkpoint, checkpoints, strict=True):
         if "optimizer" not in checkpoint:

@@ -86,7 +86,7 @@ def main(args: Args) -> None:
         axis.axhline(args.random_play, color="grey", linestyle=":", label="random play")
         axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("raw score (21 is the most)")
+    axes[0].set_ylabel("raw score")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3)
     figure.suptitle(args.title)

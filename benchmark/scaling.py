@@ -7,6 +7,7 @@ measured. The modes are timed in turns, several rounds of all of them, and the m
 benchmark/scaling.csv and benchmark/scaling.png.
 """
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 import tyro
 
+import processes
 import storage
 from combiners import COMBINERS, Reservoir
 from ppo_wsa_atari import Agent
 from ppo_wsa_atari import Args as AgentArgs
+from storage import InputError
 
 CONTEXT_SHAPE = (64, 16, 16)
 
@@ -104,6 +107,9 @@ def milliseconds(call, times: int) -> float:
 
 
 def main(args: Args) -> None:
+    processes.check_ranges(args, ("embedding_length", "rounds"), not_negative=("torch_threads",))
+    if unknown := set(args.modes) - set(COMBINERS):
+        raise InputError(f"--modes {' '.join(sorted(unknown))}: no such mode; the known ones are {', '.join(COMBINERS)}.")
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     rows = []
@@ -157,4 +163,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")

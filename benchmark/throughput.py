@@ -1,4 +1,4 @@
-"""How fast do the PPO scripts train on this machine, where does the time go, and what does each "fast:" line bring?
+"""How fast do the PPO scripts train on this machine, where does the time go, and what does each larger "fast:" line bring?
 
     python -m benchmark.throughput                          # on a CPU, all cases without a compiler
     python -m benchmark.throughput --compile --int8         # and the ones that a flag switches on
@@ -40,9 +40,10 @@ import ppo_e2e_atari
 import ppo_wsa_atari
 import processes
 import storage
-from atari import make_envs
+from atari import game_name, make_envs
 from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
+from storage import InputError
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
 LIGHT = ("state_representation", "autoencoder")
@@ -326,6 +327,11 @@ def start_up(script: str, args: Args) -> float:
 
 
 def main(args: Args) -> None:
+    game_name(args.env_id)
+    processes.check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
+    if args.num_envs % 2:
+        raise InputError(f"--num-envs {args.num_envs}: it must be even, as some cases split the games into two groups.")
+    ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))  # says which models are missing
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
     for script, seconds in started.items():
         print(
@@ -387,4 +393,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")

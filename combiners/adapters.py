@@ -58,7 +58,7 @@ class SpatialAdapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.is_map:
             return x
-        if self.spatial is not None and self.compose:
+        if self.spatial is not None and self.compose:  # fast: one convolution with composed weights in place of two
             first, second = self.pointwise, self.spatial
             weight = torch.einsum("omhw,mi->oihw", second.weight, first.weight[:, :, 0, 0])
             bias = second.bias + torch.einsum("omhw,m->o", second.weight, first.bias)

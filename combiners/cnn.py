@@ -8,7 +8,8 @@ from combiners.concatenation import Concatenation
 
 
 class CNN(Concatenation):
-    """Stack everything on channels (66 for the paper's four models), convolve, flatten: out_dim 8,192. The context is not used.
+    """Stack everything on channels (66 for the paper's four models), convolve, flatten: out_dim 8,192. The context and
+    features_dim are not used.
 
     A vector whose length divides by 256 is laid out on the grid as it is (512 numbers: 2 channels); any other first goes through a trained
     Linear to 256 (1 channel).

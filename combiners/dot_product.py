@@ -12,4 +12,5 @@ class DotProductAttention(WeightedSum):
     """`WeightedSum` whose scores are scaled dot products with the context."""
 
     def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """s_i = c . e_i / sqrt(d) (Vaswani et al. 2017, eq. 1): e (B, N, d), c (B, d) -> (B, N)."""
         return torch.einsum("bnd,bd->bn", e, c) / self.out_dim**0.5

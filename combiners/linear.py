@@ -8,7 +8,8 @@ from combiners.concatenation import Concatenation
 
 
 class Linear(Concatenation):
-    """The concatenation itself: out_dim is 16,896 for the paper's four models (512 + 8,192 + 4,096 + 4,096). The context is not used."""
+    """The concatenation itself: out_dim is 16,896 for the paper's four models (512 + 8,192 + 4,096 + 4,096). The context and features_dim
+    are not used."""
 
     def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
         super().__init__(embedding_shapes)

@@ -12,7 +12,7 @@ from combiners.concatenation import Concatenation
 class Mixed(Concatenation):
     """Stacked maps (64 channels for the paper's three) through one convolution 3x3 to 32 and ReLU, flattened, beside the vectors.
 
-    out_dim is 8,704 for the paper's four models (8,192 + 512). The context is not used.
+    out_dim is 8,704 for the paper's four models (8,192 + 512). The context and features_dim are not used.
     """
 
     def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):

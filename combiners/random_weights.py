@@ -14,4 +14,5 @@ class RandomWeights(WeightSharingAttention):
         self.context_adapter.requires_grad_(False)  # it serves the scorer alone
 
     def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """As WSA's, without gradients: e (B, N, d), c (B, d) -> (B, N)."""
         return super().scores(e.detach(), c.detach())  # nor do the adapters learn to be weighed; they learn through the weighted sum

@@ -14,7 +14,8 @@ from combiners.concatenation import Concatenation
 
 
 class Reservoir(Concatenation):
-    """A reservoir of `reservoir_units`; out_dim is the number of units (512, 1024 or 2048 in the paper). The context is not used.
+    """A reservoir of `reservoir_units`; out_dim is the number of units (512, 1024 or 2048 in the paper). The context
+    and features_dim are not used.
 
     Args:
         reservoir_spectral_radius: largest absolute eigenvalue of W_res; below 1 old inputs fade.

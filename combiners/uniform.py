@@ -11,4 +11,5 @@ class Uniform(WeightedSum):
     uses_context = False
 
     def scores(self, e: torch.Tensor, c: None) -> torch.Tensor:
+        """e (B, N, d) -> zeros (B, N)."""
         return torch.zeros(e.shape[:2], device=e.device)

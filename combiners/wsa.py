@@ -37,6 +37,7 @@ class WeightSharingAttention(WeightedSum):
         self.scorer_activation = scorer_activation
 
     def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """s_i = f([c ; e_i]) (Piccoli et al. 2025, section 4): e (B, N, d), c (B, d) -> (B, N)."""
         scores = self.scorer(torch.cat([c[:, None].expand_as(e), e], dim=2)).squeeze(2)  # all models at once
         return scores.relu() if self.scorer_activation == "relu" else scores
 

@@ -5,11 +5,12 @@ so that nothing differs between pre-training and use. `load_encoder` opens a sto
 
 What `pretrain_encoders.py` finds in a pre-training (a value of PRETRAININGS):
     stored_models()                    what is kept at the end: name -> network
-    loss(obs, later_obs, progress)     dict with "loss" and its parts; progress goes from 0 to 1 over the run
+    loss(obs, later_obs, progress)     uint8 (B, 4, 84, 84) twice, progress from 0 to 1 over the run -> dict of (): "loss" and its parts
     offsets                            later_obs comes (lowest, highest) steps after obs, in the same game
-    picture(obs, later_obs)            images to look at
+    picture(obs, later_obs)            {title: grey images (B, 1, 84, 84) in [0, 1]}, perhaps "keypoints" (B, K, 2)
     steps, batch_size                  by budget: "cpu" or "paper"
-    adam, learning_rate_factor(progress), max_grad_norm, patience
+    adam, learning_rate_factor(progress)
+    max_grad_norm, patience            None: not clipped; validations without a lower loss before it stops, None: it never does
 """
 
 from pathlib import Path
@@ -80,6 +81,7 @@ def save_encoder(path: Path, name: str, pretraining: nn.Module, description: dic
 
 
 def half_if_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU in half precision, or as it is where that would overflow."""
     half = tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()
     return half if half.isfinite().all() else tensor.detach().cpu()
 

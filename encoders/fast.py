@@ -33,7 +33,7 @@ def folded(model: nn.Module) -> nn.Module:
                 part[i], part[i + 1] = fuse_conv_bn_eval(part[i], part[i + 1]), nn.Identity()
         for layer in part:
             if isinstance(layer, nn.ReLU):
-                layer.inplace = True  # no new memory for what is not needed twice
+                layer.inplace = True  # fast: no new memory for what is not needed twice
     return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 

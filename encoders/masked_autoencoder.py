@@ -39,12 +39,12 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Linear(PIXELS, WIDTH)
-        self.place = nn.Parameter(0.02 * torch.randn(1, NUM_PATCHES, WIDTH))
+        self.position_embedding = nn.Parameter(0.02 * torch.randn(1, NUM_PATCHES, WIDTH))
         self.blocks = transformer(WIDTH, depth=4)
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> patches embedded, with their places (B, 49, 192)."""
-        return self.embed(patches(x)) + self.place
+        return self.embed(patches(x)) + self.position_embedding
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(self.tokens(x)).mean(dim=1)
@@ -64,15 +64,15 @@ class MaskedAutoencoderPretraining(nn.Module):
         super().__init__()
         self.encoder = MaskedAutoencoder()
         self.to_decoder = nn.Linear(WIDTH, DECODER_WIDTH)
-        self.missing = nn.Parameter(torch.zeros(1, 1, DECODER_WIDTH))
-        self.place = nn.Parameter(0.02 * torch.randn(1, NUM_PATCHES, DECODER_WIDTH))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, DECODER_WIDTH))
+        self.position_embedding = nn.Parameter(0.02 * torch.randn(1, NUM_PATCHES, DECODER_WIDTH))
         self.decoder = nn.Sequential(transformer(DECODER_WIDTH, depth=2), nn.Linear(DECODER_WIDTH, PIXELS))
 
     def stored_models(self) -> dict[str, nn.Module]:
         return {"masked_autoencoder": self.encoder}
 
     def learning_rate_factor(self, progress: float) -> float:
-        return min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3  # a short warm-up, then down to 0
+        return min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3  # ours: a short warm-up, then linearly down to a thousandth
 
     def rebuild(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> all patches drawn (B, 49, 576), and which were masked, bool (B, 49)."""
@@ -81,9 +81,9 @@ class MaskedAutoencoderPretraining(nn.Module):
         index = seen[:, :, None].expand(-1, -1, WIDTH)
         features = self.to_decoder(self.encoder.blocks(self.encoder.tokens(obs).gather(1, index)))
         index = seen[:, :, None].expand(-1, -1, DECODER_WIDTH)
-        everything = self.missing.expand(len(obs), NUM_PATCHES, -1).scatter(1, index, features.to(self.missing.dtype))
+        everything = self.mask_token.expand(len(obs), NUM_PATCHES, -1).scatter(1, index, features.to(self.mask_token.dtype))
         masked = torch.ones(len(obs), NUM_PATCHES, dtype=torch.bool, device=obs.device).scatter(1, seen, False)
-        return self.decoder(everything + self.place), masked
+        return self.decoder(everything + self.position_embedding), masked
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         drawn, masked = self.rebuild(obs)

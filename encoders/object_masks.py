@@ -55,7 +55,7 @@ class ObjectMasks(nn.Module):
 
 
 class ObjectMasksPretraining(nn.Module):
-    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its price."""
+    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its flow_regularization."""
 
     offsets = (0, 0)  # one observation a sample: the two frames are in it
     steps = {"cpu": 5_000, "paper": 500_000}
@@ -91,8 +91,8 @@ class ObjectMasksPretraining(nn.Module):
             dissimilarity = (1 - ssim(rebuilt.float(), obs[:, -2:-1].float() / 255.0)) / 2
         # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows
         # from 0 to 1 over the run (published: by 1e-5 a step).
-        price = (masks.mean(dim=(2, 3))[:, :, None] * translations.abs()).mean()
-        return {"loss": dissimilarity + progress * price, "dissimilarity": dissimilarity, "moved_area": price}
+        flow_regularization = (masks.mean(dim=(2, 3))[:, :, None] * translations.abs()).mean()
+        return {"loss": dissimilarity + progress * flow_regularization, "dissimilarity": dissimilarity, "moved_area": flow_regularization}
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Grey images (B, 1, 84, 84) in [0, 1], by what they show."""

@@ -79,7 +79,7 @@ class StateRepresentationPretraining(nn.Module):
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """InfoNCE (van den Oord et al. 2018), the mean over places; queries and keys (places, B, channels).
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4), the mean over places; queries and keys (places, B, channels).
 
     In each place, query i belongs to key i; the batch's other keys in the same place are the negatives.
     """
