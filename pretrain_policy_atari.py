@@ -45,7 +45,7 @@ from ppo_e2e_atari import Agent, compute_advantages, layer_init, nature_cnn, ppo
 from storage import InputError
 
 SCRIPT = "pretrain_policy_atari"  # what a checkpoint of this script calls itself
-MIN_DISTANCE = 0.008  # NGU's constants (table 1 and algorithm 1): nearer than this, in units of the mean distance, is the same
+MIN_DISTANCE = 0.008  # NGU's constants (Badia et al. 2020, algorithm 1): nearer than this, in units of the mean distance, is the same
 KERNEL_EPSILON = 1e-4
 KERNEL_CONSTANT = 0.001
 MAX_SIMILARITY = 8.0

@@ -40,7 +40,7 @@ class StateRepresentation(nn.Module):
 
 
 class StateRepresentationPretraining(nn.Module):
-    """InfoNCE between consecutive observations: global to local plus local to local (Anand et al. 2019, eq. 1 and 2)."""
+    """InfoNCE between consecutive observations: global to local plus local to local (Anand et al. 2019, section 3)."""
 
     offsets = (1, 1)  # a sample is an observation and the next one of the same game
     steps = {"cpu": 5_000, "paper": 100_000}
