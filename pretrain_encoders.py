@@ -1,7 +1,7 @@
 """Pre-train the vision models of Weight Sharing Attention on one game, without reward.
 
-    python pretrain_encoders.py --env-id ALE/Pong-v5                    # all five, a CPU's budget
-    python pretrain_encoders.py --env-id ALE/Pong-v5 --budget paper     # the paper's: 1,000,000 frames, long schedules, for a GPU
+    python pretrain_encoders.py --env-id ALE/Qbert-v5                   # all five, a CPU's budget
+    python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # 1,000,000 frames, for a GPU
     python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
     python pretrain_encoders.py --env-id ALE/Breakout-v5 --data-dir data/mixed --expert-checkpoint runs/<run_name>/best.pt
 
