@@ -3,7 +3,7 @@
     python pretrain_encoders.py --env-id ALE/Qbert-v5                   # all five, a CPU's budget
     python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # 1,000,000 frames, for a GPU
     python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
-    python pretrain_encoders.py --env-id ALE/Breakout-v5 --data-dir data/mixed --expert-checkpoint runs/<run_name>/best.pt
+    python pretrain_encoders.py --data-dir data/mixed --pretrained-dir pretrained_mixed --expert-checkpoint runs/<run_name>/best.pt
 
 What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set a tenth of the
 games apart for validation; train each model that is not stored yet; store it as pretrained/<Game>/<name>.pt. A run that was stopped
