@@ -472,9 +472,8 @@ def main(args: Args) -> Path:
     if args.fine_tune:
         q_network.start_from(policy)
     target_network.load_state_dict(q_network.state_dict())
-    optimizer = torch.optim.Adam(
-        q_network.parameters(), lr=args.learning_rate, eps=1e-4, fused=True
-    )  # fast: one kernel for all weights; eps: our choice
+    adam = {"lr": args.learning_rate, "eps": 1e-4}  # eps: our choice
+    optimizer = torch.optim.Adam(q_network.parameters(), **adam, fused=True)  # fast: one kernel for all weights
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, args.n_step, args.gamma)
     # One random stream for each purpose, so that a switch that is turned on leaves the others' draws as they were
     streams = {name: np.random.default_rng([args.seed, number]) for number, name in enumerate(("epsilon", "replay", "flights"))}

@@ -402,7 +402,7 @@ def main(args: Args) -> Path:
     memory = EpisodicMemory(args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
     learning = [parameter for parameter in intrinsic.parameters() if parameter.requires_grad]
-    intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)  # fast, too
+    intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)  # fast: the same
     global_step, first_iteration, random_coverage = 0, 1, {}
     last_games: deque[float] = deque(maxlen=100)  # raw scores, only reported
     if checkpoint:

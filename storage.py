@@ -187,8 +187,8 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
     require_resumable(path, checkpoint)
     if checkpoint["global_step"] >= args.total_timesteps:
         raise InputError(f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on.")
-    newest = Path(path).with_name("checkpoint.pt")
-    if Path(path).name != newest.name and newest.is_file():
+    newest = path.with_name("checkpoint.pt")
+    if path != newest and newest.is_file():
         try:
             last_step = load_checkpoint(newest, script)["global_step"]
         except InputError:  # if that one is damaged, this one is what there is

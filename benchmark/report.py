@@ -120,9 +120,8 @@ def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
     for game, arm in dict.fromkeys((one.run.game, one.run.arm) for one in finished if one.logged):
         mine = [one.logged for one in finished if (one.run.game, one.run.arm) == (game, arm)]
         means = {tag: np.mean([logged[tag] for logged in mine if tag in logged] or [np.nan]) for tag in tags}
-        rows.append(
-            {"game": game, "arm": arm} | {tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()}
-        )  # 1e-7, one model's entropy, is 0
+        cells = {tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()}  # 1e-7, one model's entropy, is 0
+        rows.append({"game": game, "arm": arm} | cells)
     return rows
 
 

@@ -196,6 +196,8 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
     names = {run.name for run in runs if not run.maker}
+    makers = {maker for run in runs if with_others and not run.maker for maker, _ in run.needs_elsewhere}
+    made = {(maker, one.name) for maker in makers for one in read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]}
     for run in (run for run in runs if not run.maker):
         for script in (shlex.split(command)[0] for command in run.commands):
             if not (ROOT / script).is_file():
@@ -204,8 +206,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         if missing:
             raise InputError(f"{path}: {run.name} needs {', '.join(sorted(missing))}, which is not among the runs.")
         for maker, name in run.needs_elsewhere if with_others else ():
-            theirs = read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
-            if name not in {other.name for other in theirs}:
+            if (maker, name) not in made:
                 raise InputError(f"{path}: {run.name} needs {maker}/{name}, which is not made there.")
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     return content.get("title", Path(path).stem), sorted(runs, key=lambda run: order[run.seed])

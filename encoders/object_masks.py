@@ -55,7 +55,7 @@ class ObjectMasks(nn.Module):
 
 
 class ObjectMasksPretraining(nn.Module):
-    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its flow_regularization."""
+    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its price."""
 
     offsets = (0, 0)  # one observation a sample: the two frames are in it
     steps = {"cpu": 5_000, "paper": 500_000}
