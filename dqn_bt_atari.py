@@ -169,8 +169,7 @@ def check_args(args: Args) -> None:
         raise InputError(f"--learning-starts {args.learning_starts}: the buffer holds only --buffer-size {args.buffer_size} transitions.")
     if args.total_timesteps < args.num_envs:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one step of --num-envs {args.num_envs} environments.")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+    processes.require_cuda(args)
 
 
 class Batch(NamedTuple):
@@ -558,8 +557,7 @@ def main(args: Args) -> Path:
         initial=global_step,
         unit="step",
         unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-        dynamic_ncols=True,
+        **processes.BAR,
     )
 
     while global_step < args.total_timesteps:
@@ -619,7 +617,8 @@ def main(args: Args) -> Path:
                     writer.add_scalar(f"transfer/{name}_share", counts[name] / counts["steps"], global_step)
             counts = dict.fromkeys(counts, 0)
             if last_games:
-                progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games, epsilon {epsilon:.2f}")
+                so_far = f"return {np.mean(last_games):.1f} over {len(last_games)} games, epsilon {epsilon:.2f}"
+                progress.set_postfix_str(so_far, refresh=False)
 
         # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
         # there is a first evaluation, or 100 games

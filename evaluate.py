@@ -119,8 +119,7 @@ def check_args(args: Args) -> None:
     episodes, num_envs = games_and_envs(args)
     if episodes % num_envs:
         raise InputError(f"--num-envs {num_envs} does not divide --episodes {episodes}: each environment plays the same number of games.")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+    processes.require_cuda(args)
 
 
 def games_and_envs(args: Args) -> tuple[int, int]:
@@ -328,7 +327,7 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
         make = functools.partial(make_changed_env, env_id, variation, sticky, args.max_frames_per_game)
         envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     torch.manual_seed(args.seed)
-    with tqdm(total=episodes, unit="game", desc=description, dynamic_ncols=True, leave=False) as progress:
+    with tqdm(total=episodes, unit="game", desc=description, **processes.BAR, leave=False) as progress:
         games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
     row = {"variation": variation, "game": game_name(env_id), **summarise(games), "repeat_action_probability": sticky}
     return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
@@ -524,7 +523,7 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     torch.manual_seed(args.seed)
     obs, info = env.reset(seed=env_seeds(1, args.seed, STREAM)[0])
     steps, screens, total, done = [], [], 0, False
-    with tqdm(unit="step", desc=f"{agent.label}, watching", dynamic_ncols=True, leave=False) as progress:
+    with tqdm(unit="step", desc=f"{agent.label}, watching", **processes.BAR, leave=False) as progress:
         while not done:
             if args.film_start <= len(steps) < args.film_start + args.film_steps:
                 screens.append(env.unwrapped.ale.getScreenRGB())
@@ -658,7 +657,8 @@ def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], t
         axes[0, 1].invert_yaxis()
     writer = PillowWriter(fps=STEPS_PER_SECOND)
     with writer.saving(figure, str(path), dpi=80):
-        for screen, row in tqdm(zip(screens, steps, strict=False), total=len(screens), desc="film", unit="frame", leave=False):
+        of_film = {"total": len(screens), "desc": "film", "unit": "frame", "leave": False} | processes.BAR
+        for screen, row in tqdm(zip(screens, steps, strict=False), **of_film):
             picture.set_data(screen)
             caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']}")
             for bar, name in zip(bars if names else (), names, strict=True):

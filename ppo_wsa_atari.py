@@ -213,8 +213,7 @@ def check_args(args: Args) -> None:
         raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+    processes.require_cuda(args)
     processes.check_speed_flags(args)
     on_cuda = processes.on_cuda(args.cuda)
     if args.frozen_precision == "bfloat16" and not on_cuda:
@@ -855,9 +854,8 @@ def main(args: Args) -> Path | None:
         initial=global_step,
         unit="step",
         unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-        dynamic_ncols=True,
         disable=rank > 0,
+        **processes.BAR,
     )
 
     for iteration in range(first_iteration, num_iterations + 1):
@@ -957,7 +955,7 @@ def main(args: Args) -> Path | None:
             writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
         progress.update(batch_size)
         if last_games:
-            progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games")
+            progress.set_postfix_str(f"return {np.mean(last_games):.1f} over {len(last_games)} games", refresh=False)
 
         # Evaluate and save. best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
         # there is a first evaluation, or 100 games

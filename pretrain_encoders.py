@@ -104,8 +104,7 @@ def check_args(args: Args) -> None:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
     if args.batch_size == 1:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+    processes.require_cuda(args)
     processes.require_compiler(args)
     if args.mixed_precision and not processes.on_cuda(args.cuda):
         raise InputError("--mixed-precision is for CUDA devices; this run is on a CPU.")
@@ -164,7 +163,7 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
     frames: list[list[np.ndarray]] = [[obs[i, -1].copy()] for i in range(args.num_envs)]  # of each environment's game in play
     with (
         open(frames_path, "r+b" if frames_path.exists() else "w+b") as file,
-        tqdm(total=num_frames, initial=total, unit="frame", unit_scale=True, desc="collecting frames", dynamic_ncols=True) as progress,
+        tqdm(total=num_frames, initial=total, unit="frame", unit_scale=True, desc="collecting frames", **processes.BAR) as progress,
     ):
         file.truncate(total * 84 * 84)  # a stopped run may have left part of a game
         file.seek(0, os.SEEK_END)
@@ -320,7 +319,7 @@ def train(
     loader = ThreadPoolExecutor(1)  # fast: the next batch is read from the disk while the model learns from this one
     upcoming = loader.submit(batch, first_step + 1)
     lr = pretraining.adam["lr"]
-    with tqdm(total=steps, initial=first_step, unit="step", desc=" + ".join(names), dynamic_ncols=True) as progress_bar:
+    with tqdm(total=steps, initial=first_step, unit="step", desc=" + ".join(names), **processes.BAR) as progress_bar:
         for step in range(first_step + 1, steps + 1):
             progress = (step - 1) / steps
             optimizer.param_groups[0]["lr"] = lr * pretraining.learning_rate_factor(progress)

@@ -163,8 +163,7 @@ def check_args(args: Args) -> None:
         processes.require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU.")
+    processes.require_cuda(args)
 
 
 class RunningMoments(nn.Module):
@@ -492,8 +491,7 @@ def main(args: Args) -> Path:
         initial=global_step,
         unit="step",
         unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-        dynamic_ncols=True,
+        **processes.BAR,
     )
 
     for iteration in range(first_iteration, num_iterations + 1):
@@ -579,7 +577,7 @@ def main(args: Args) -> Path:
         for name, value in rewards.items():
             writer.add_scalar(f"intrinsic/{name}", value.mean().item(), global_step)
         progress.update(batch_size)
-        progress.set_postfix_str(f"novelty {rewards['episodic'].mean():.2f} x {rewards['lifelong'].mean():.3g}")
+        progress.set_postfix_str(f"novelty {rewards['episodic'].mean():.2f} x {rewards['lifelong'].mean():.3g}", refresh=False)
 
         # Coverage and checkpoint
         stop = interrupted.is_set()

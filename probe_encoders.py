@@ -99,7 +99,7 @@ def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.nd
     rng = np.random.default_rng(seed)
     observations, rams, games = [], [], []
     step, game, done = 0, -1, True
-    with tqdm(total=num_samples, unit="sample", desc="playing", dynamic_ncols=True) as progress:
+    with tqdm(total=num_samples, unit="sample", desc="playing", **processes.BAR) as progress:
         while len(observations) < num_samples:
             if done:
                 game += 1
@@ -183,8 +183,7 @@ def main(args: Args) -> None:
     names = args.encoders or tuple(name for name in ENCODERS if (folder / f"{name}.pt").exists())
     if not names:
         raise InputError(f"{folder}: no stored models; make them with python pretrain_encoders.py --env-id {args.env_id}")
-    if args.cuda is True and not torch.cuda.is_available():
-        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
+    processes.require_cuda(args)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     models = {name: load_encoder(folder / f"{name}.pt", device, game) for name in names}
     output = Path(args.output.replace("<Game>", game))

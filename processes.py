@@ -8,6 +8,7 @@ standard deviation, the gradients, the list of finished games, and the wish to s
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
@@ -20,12 +21,19 @@ from atari import env_seeds
 from storage import InputError
 
 SPEED_FLAGS = {"compile", "cuda_graphs", "tf32", "env_groups"}  # of both scripts; a resumed run may have others
+BAR: Any = {"mininterval": 0.5 if sys.stderr.isatty() else 60, "dynamic_ncols": True}  # progress bars; into a file a line a minute
 PATIENCE = timedelta(hours=2)  # how long the others wait while the first process evaluates
 
 
 def on_cuda(cuda: bool | Literal["auto"]) -> bool:
     """Whether a script with this --cuda runs on a GPU here."""
     return cuda is True or (cuda == "auto" and torch.cuda.is_available())
+
+
+def require_cuda(args: Any) -> None:
+    """Refuse --cuda True where there is no GPU; raises InputError."""
+    if args.cuda is True and not torch.cuda.is_available():
+        raise InputError("--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU.")
 
 
 def join(cuda: bool | Literal["auto"]) -> tuple[int, int, torch.device]:

@@ -329,6 +329,7 @@ def start_up(script: str, args: Args) -> float:
 def main(args: Args) -> None:
     game_name(args.env_id)
     processes.check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
+    processes.require_cuda(args)
     if args.num_envs % 2:
         raise InputError(f"--num-envs {args.num_envs}: it must be even, as some cases split the games into two groups.")
     ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))  # says which models are missing
