@@ -197,7 +197,7 @@ def models(tmp_path_factory) -> str:
     """Stored models with random weights for Pong: what is tested here does not depend on what they know."""
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
-    for name in ("state_representation", "keypoint_maps", "autoencoder", "image_completion"):
+    for name in ("state_representation", "image_completion", "autoencoder", "frame_prediction"):
         for stored in (pretraining := PRETRAININGS[name]()).stored_models():
             save_encoder(folder / "Pong" / f"{stored}.pt", stored, pretraining, {"game": "Pong"})
     return str(folder)
@@ -210,7 +210,7 @@ def args(tmp_path, models):
             "num_envs": 2,
             "num_steps": 16,
             "total_timesteps": 256,
-            "encoders": ("state_representation", "keypoint_maps"),
+            "encoders": ("state_representation", "image_completion"),
             "features_dim": 16,
             "runs_dir": str(tmp_path / "runs"),
             "pretrained_dir": models,
@@ -235,9 +235,9 @@ def test_every_mode_trains_saves_and_resumes(args, mode):
     weighs = issubclass(COMBINERS[mode], WeightedSum)
     assert [step for step, _ in scalars(run, "weights/entropy")] == (list(range(32, 257, 32)) if weighs else [])
     if mode == "uniform":
-        assert {value for _, value in scalars(run, "weights/keypoint_maps")} == {0.5}
+        assert {value for _, value in scalars(run, "weights/image_completion")} == {0.5}
     uses_context = COMBINERS[mode].uses_context
-    assert set(checkpoint["encoders"]) == {"state_representation", "keypoint_maps", *(["autoencoder"] if uses_context else [])}
+    assert set(checkpoint["encoders"]) == {"state_representation", "image_completion", *(["autoencoder"] if uses_context else [])}
 
 
 def test_options_of_modes_reach_them(args, monkeypatch):
@@ -324,13 +324,13 @@ def test_a_reservoir_agent_remembers_and_forgets(args):
 
 def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):
     plain = main(args(exp_name="plain"))
-    grows = main(args(exp_name="grows", schedule=("add:image_completion:100", "drop:keypoint_maps:190")))
+    grows = main(args(exp_name="grows", schedule=("add:frame_prediction:100", "drop:image_completion:190")))
     for tag in ("losses/value_loss", "losses/policy_loss", "losses/entropy", "weights/state_representation"):
         a, b = scalars(plain, tag), scalars(grows, tag)
         assert a[:4] == b[:4] and a[4:] != b[4:]  # the first rollout that starts at or after step 100 starts at 128
-    assert [step for step, _ in scalars(grows, "weights/image_completion")] == [160, 192, 224, 256]
-    assert [step for step, _ in scalars(grows, "weights/keypoint_maps")] == [32, 64, 96, 128, 160, 192]
-    of_model = [dict(scalars(grows, f"weights/{name}")) for name in ("state_representation", "keypoint_maps", "image_completion")]
+    assert [step for step, _ in scalars(grows, "weights/frame_prediction")] == [160, 192, 224, 256]
+    assert [step for step, _ in scalars(grows, "weights/image_completion")] == [32, 64, 96, 128, 160, 192]
+    of_model = [dict(scalars(grows, f"weights/{name}")) for name in ("state_representation", "image_completion", "frame_prediction")]
     for step in (128, 160, 192, 224, 256):  # the softmax is over the models that are there
         assert sum(weights.get(step, 0.0) for weights in of_model) == pytest.approx(1, abs=1e-5)
 
@@ -338,22 +338,22 @@ def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):
 @pytest.mark.parametrize("mode", ["wsa", "dot_product", "uniform", "random_weights"])
 def test_a_schedule_goes_on_across_resume(args, mode):
     """Stopped between the two changes and resumed: the second one still happens, the optimiser fits, the agent opens."""
-    flags = {"combiner": mode, "schedule": ("drop:keypoint_maps:150", "add:image_completion:60")}
+    flags = {"combiner": mode, "schedule": ("drop:image_completion:150", "add:frame_prediction:60")}
     run = main(args(total_timesteps=128, **flags))
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert checkpoint["changes_done"] == 1 and any("adapters.image_completion" in key for key in checkpoint["agent"])
+    assert checkpoint["changes_done"] == 1 and any("adapters.frame_prediction" in key for key in checkpoint["agent"])
     main(args(resume=str(run / "checkpoint.pt"), **flags))
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert checkpoint["changes_done"] == 2 and not any("keypoint_maps" in key for key in checkpoint["agent"])
+    assert checkpoint["changes_done"] == 2 and not any("image_completion" in key for key in checkpoint["agent"])
     trained = sum(1 for key in checkpoint["agent"] if not (mode == "random_weights" and ("scorer" in key or "context" in key)))
     assert len(checkpoint["optimizer"]["state"]) == trained
-    assert load_agent(run / "checkpoint.pt").agent.names == ("state_representation", "image_completion")
+    assert load_agent(run / "checkpoint.pt").agent.names == ("state_representation", "frame_prediction")
 
 
 def test_a_schedule_keeps_all_else(args):
     """At a change nothing else moves: adapters and optimiser state of the models that stay, scorer and heads."""
     flags = args()
-    frozen = ppo_wsa_atari.FrozenModels(args(schedule=("add:image_completion:0",)))
+    frozen = ppo_wsa_atari.FrozenModels(args(schedule=("add:frame_prediction:0",)))
     agent = ppo_wsa_atari.Agent(frozen.shapes, "autoencoder", 6, flags)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
     obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8)
@@ -362,15 +362,15 @@ def test_a_schedule_keeps_all_else(args):
     before = {key: value.clone() for key, value in agent.state_dict().items()}
     moments = {id(p): optimizer.state[p]["exp_avg"].clone() for p in agent.parameters() if p in optimizer.state}
     rng_state = torch.get_rng_state()
-    for entry in ("add:image_completion:7", "drop:keypoint_maps:9"):
+    for entry in ("add:frame_prediction:7", "drop:image_completion:9"):
         agent.apply_change(parse_schedule(args(schedule=(entry,)))[0], frozen.shapes, 1, optimizer)
     assert torch.equal(torch.get_rng_state(), rng_state)
     after = agent.state_dict()
-    assert {key for key in before if key not in after} == {key for key in before if "keypoint_maps" in key}
+    assert {key for key in before if key not in after} == {key for key in before if "image_completion" in key}
     assert all(torch.equal(before[key], after[key]) for key in before if key in after)
     kept = [p for p in agent.parameters() if id(p) in moments]
     assert kept and all(torch.equal(optimizer.state[p]["exp_avg"], moments[id(p)]) for p in kept)
-    new = list(agent.combiner.adapters["image_completion"].parameters())
+    new = list(agent.combiner.adapters["frame_prediction"].parameters())
     in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert in_optimizer == {id(p) for p in agent.parameters()} and not any(p in optimizer.state for p in new)
 
@@ -378,17 +378,17 @@ def test_a_schedule_keeps_all_else(args):
 def test_what_comes_later_does_not_move_random_models(args):
     """The random context, and two models added at one step: each has a generator of its own."""
     plain, later = (
-        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule)) for schedule in ((), ("add:image_completion:9",))
+        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule)) for schedule in ((), ("add:frame_prediction:9",))
     )
     for key, value in plain.models["random"].state_dict().items():
         assert torch.equal(value, later.models["random"].state_dict()[key])
-    flags = args(encoders=("state_representation",), schedule=("add:image_completion:9", "add:autoencoder:9"))
+    flags = args(encoders=("state_representation",), schedule=("add:frame_prediction:9", "add:autoencoder:9"))
     frozen = ppo_wsa_atari.FrozenModels(flags)
     agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 6, flags)
     optimizer = torch.optim.Adam(agent.parameters())
     for change in parse_schedule(flags):
         agent.apply_change(change, frozen.shapes, 1, optimizer)
-    first, second = (agent.combiner.adapters[name].linear.weight for name in ("image_completion", "autoencoder"))
+    first, second = (agent.combiner.adapters[name].linear.weight for name in ("frame_prediction", "autoencoder"))
     assert first.shape == second.shape and not torch.equal(first, second)
 
 
@@ -396,7 +396,7 @@ def test_untrained_models_and_the_random_context(args, models):
     """The controls: random weights that the seed decides and the checkpoint keeps; the context is what was asked for."""
     run = main(args(untrained_encoders=True, context_encoder="random", total_timesteps=64))
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert checkpoint["encoders"] == {} and set(checkpoint["own_models"]) == {"state_representation", "keypoint_maps", "random"}
+    assert checkpoint["encoders"] == {} and set(checkpoint["own_models"]) == {"state_representation", "image_completion", "random"}
     frozen = load_agent(run / "checkpoint.pt").frozen
     for name, state in checkpoint["own_models"].items():
         assert all(torch.equal(value, state[key]) for key, value in frozen.models[name].state_dict().items())
@@ -408,7 +408,7 @@ def test_untrained_models_and_the_random_context(args, models):
     assert set(both.models) == {"autoencoder", "context_autoencoder"} and set(both.sha256) == {"context_autoencoder"}
 
 
-@pytest.mark.parametrize("context", ["state_representation", "keypoint_maps"])
+@pytest.mark.parametrize("context", ["state_representation", "image_completion"])
 def test_any_model_can_be_the_context(args, context):
     assert main(args(context_encoder=context, total_timesteps=32)).is_dir()
 
@@ -452,12 +452,12 @@ def not_a_module():
         ({"combiner": "uniform", "weights_ent_coef": 0.1}, "--weights-ent-coef"),
         ({"combiner": "reservoir", "recompute_embeddings": True}, "follow one another"),
         ({"combiner": "attention"}, "no such mode; the known ones are wsa, linear"),
-        ({"schedule": ("add:image_completion",)}, "write add:<model>:<step>"),
+        ({"schedule": ("add:frame_prediction",)}, "write add:<model>:<step>"),
         ({"schedule": ("add:resnet:10",)}, "no such model"),
         ({"schedule": ("drop:object_masks:10",)}, "object_masks is not there at that step"),
-        ({"schedule": ("add:keypoint_maps:10",)}, "keypoint_maps is there already"),
-        ({"schedule": ("drop:keypoint_maps:10", "drop:state_representation:20")}, "is the last model then"),
-        ({"schedule": ("add:image_completion:9",), "combiner": "linear"}, "linear is built for one set of models"),
+        ({"schedule": ("add:image_completion:10",)}, "image_completion is there already"),
+        ({"schedule": ("drop:image_completion:10", "drop:state_representation:20")}, "is the last model then"),
+        ({"schedule": ("add:frame_prediction:9",), "combiner": "linear"}, "linear is built for one set of models"),
         ({"encoders": ("nowhere:Model",)}, "nowhere:Model: cannot be made"),
         ({"encoders": ("test_modes:Nothing",)}, "test_modes:Nothing: cannot be made"),
         ({"encoders": ("test_modes:not_a_module",)}, "gives int, not an nn.Module"),

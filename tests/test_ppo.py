@@ -26,8 +26,9 @@ def models(tmp_path_factory) -> str:
     """Stored models with random weights, for Pong and for Breakout: what is tested here does not depend on what they know."""
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
-    for game in ("Pong", "Breakout"):
-        for name in ("state_representation", "keypoint_maps", "object_masks", "autoencoder"):
+    light = ("state_representation", "image_completion", "autoencoder")
+    for game, names in (("Pong", (*light, "keypoint_maps", "object_masks")), ("Breakout", light)):
+        for name in names:
             pretraining = PRETRAININGS[name]()
             for stored in pretraining.stored_models():
                 save_encoder(folder / game / f"{stored}.pt", stored, pretraining, {"game": game})
@@ -41,7 +42,7 @@ def args(tmp_path, models):
     def make(script, **changes):
         settings = {"num_envs": 2, "num_steps": 16, "total_timesteps": 128, "runs_dir": str(tmp_path / "runs"), "cuda": False}
         if script is ppo_wsa_atari:
-            settings |= {"encoders": ("state_representation", "keypoint_maps"), "features_dim": 32, "pretrained_dir": models}
+            settings |= {"encoders": ("state_representation", "image_completion"), "features_dim": 32, "pretrained_dir": models}
         return script.Args(**{**settings, **changes})
 
     return make
@@ -317,7 +318,7 @@ def test_frozen_models_stay_as_stored(args, models, monkeypatch):
 def test_weights_are_logged(args):
     run = ppo_wsa_atari.main(args(ppo_wsa_atari))
     sums = np.array([value for _, value in scalars(run, "weights/state_representation")])
-    sums += np.array([value for _, value in scalars(run, "weights/keypoint_maps")])
+    sums += np.array([value for _, value in scalars(run, "weights/image_completion")])
     np.testing.assert_allclose(sums, 1.0, atol=1e-5)
     entropy = [value for _, value in scalars(run, "weights/entropy")]
     assert len(entropy) == 4 and all(0 <= value <= np.log(2) + 1e-6 for value in entropy)
@@ -448,7 +449,7 @@ def test_another_stored_model_is_refused(args, models, tmp_path):
     """A model that was trained again must not slip under an agent."""
     folder = tmp_path / "own" / "Pong"
     folder.mkdir(parents=True)
-    for name in ("state_representation", "keypoint_maps", "autoencoder"):
+    for name in ("state_representation", "image_completion", "autoencoder"):
         (folder / f"{name}.pt").write_bytes((Path(models) / "Pong" / f"{name}.pt").read_bytes())
     flags = {"pretrained_dir": str(folder.parent)}
     run = ppo_wsa_atari.main(args(ppo_wsa_atari, **flags))
@@ -491,7 +492,7 @@ def test_bad_flags_are_refused(script, args, changes, says, monkeypatch):
         ({"encoders": ()}, "at least one model"),
         ({"encoders": ("autoencoder", "autoencoder")}, "none twice"),
         ({"combiner": "average"}, "average: no such mode; the known ones are wsa"),
-        ({"env_id": "ALE/Freeway-v5"}, "python pretrain_encoders.py --env-id ALE/Freeway-v5 --encoders state_representation keypoint_maps"),
+        ({"env_id": "ALE/Freeway-v5"}, "pretrain_encoders.py --env-id ALE/Freeway-v5 --encoders state_representation image_completion"),
     ],
 )
 def test_bad_models_are_refused(args, changes, says):
@@ -502,7 +503,7 @@ def test_bad_models_are_refused(args, changes, says):
 def test_a_damaged_or_foreign_model_is_refused(args, models, tmp_path):
     folder = tmp_path / "own" / "Pong"
     folder.mkdir(parents=True)
-    for name in ("keypoint_maps", "autoencoder"):
+    for name in ("image_completion", "autoencoder"):
         (folder / f"{name}.pt").write_bytes((Path(models) / "Pong" / f"{name}.pt").read_bytes())
     target = folder / "state_representation.pt"
     whole = (Path(models) / "Pong" / target.name).read_bytes()
