@@ -184,7 +184,7 @@ def test_what_else_a_run_has_logged(tmp_path):
 
 def test_killed_and_begun_again(tmp_path):
     """SIGKILL in the second run: the first one is left alone, the second one's orphan waited for and not started twice; then the report."""
-    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 1024").replace("--checkpoint-interval 64", "--checkpoint-interval 256")
+    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 512").replace("--checkpoint-interval 64", "--checkpoint-interval 128")
     (tmp_path / "tiny.toml").write_text(slow)
     first = start(tmp_path, "--jobs", "1")
     results, runs = tmp_path / "results" / "tiny", tmp_path / "runs" / "tiny"
@@ -209,7 +209,7 @@ def test_killed_and_begun_again(tmp_path):
         assert log.count("$ python ppo_e2e_atari.py") == 1 and log.count("$ python evaluate.py") == 1
         with open(results / f"end_to_end__Pong__{seed}" / "curve.csv", newline="") as file:
             games = list(csv.DictReader(file))
-        assert len(games) == 1024 // 2 // 40 * 2  # 512 steps of 2 environments, games of 160 frames: 40 steps
+        assert len(games) == 512 // 2 // 40 * 2  # 256 steps of 2 environments, games of 160 frames: 40 steps
         assert [int(game["step"]) for game in games[:2]] == [80, 80] and float(games[-1]["seconds"]) > 0
         about = json.loads((results / f"end_to_end__Pong__{seed}" / "run.json").read_text())
         assert about["commands"] == [
@@ -225,7 +225,7 @@ def test_killed_and_begun_again(tmp_path):
 
     third = start(tmp_path, "--list", stdout=subprocess.PIPE)
     said, _ = third.communicate(timeout=300)
-    assert "2 runs, 2 finished" in said and said.count("finished  step      1,024") == 2
+    assert "2 runs, 2 finished" in said and said.count("finished  step        512") == 2
     assert json.loads(finished.read_text())["resumed"] == 0
     report.main(report.Args((tmp_path / "tiny.toml",), str(tmp_path / "results")))
     table = (results / "table.md").read_text()
@@ -248,7 +248,7 @@ def test_killed_and_begun_again(tmp_path):
         (tmp_path / "tiny.toml").write_text(TINY.replace("--total-timesteps 256", f"--total-timesteps {steps}"))
         _, parsed = read_experiment(tmp_path / "tiny.toml")
         runner = Runner(Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed)
-        with pytest.raises(InputError, match=f"--total-timesteps was 1024, now {steps}"):
+        with pytest.raises(InputError, match=f"--total-timesteps was 512, now {steps}"):
             runner.train(parsed[0], 0, tmp_path / "log.txt")
 
 

@@ -48,11 +48,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", ["pong", "breakout"])
 def test_scores_are_those_of_gymnasium(agents, name, tmp_path):
     """`RecordEpisodeStatistics` around the same games, played by the same agent, in the order of environments."""
-    args = Args(checkpoint=(agents[name],), episodes=4, num_envs=2, sample=True, output_dir=str(tmp_path), max_frames_per_game=2000)
+    args = Args(checkpoint=(agents[name],), episodes=4, num_envs=2, sample=True, output_dir=str(tmp_path), max_frames_per_game=1200)
     main(args)
     agent = storage.load_agent(Path(agents[name]))
     env_id = storage.load(Path(agents[name]), "checkpoint")["args"]["env_id"]
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(env_id, 2, max_frames_per_game=2000))
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(env_id, 2, max_frames_per_game=1200))
     obs, _ = envs.reset(seed=env_seeds(2, 1, STREAM))
     torch.manual_seed(1)
     games = [[], []]
@@ -70,7 +70,7 @@ def test_scores_are_those_of_gymnasium(agents, name, tmp_path):
 
 def test_one_seed_gives_one_result(agents, tmp_path):
     def games(folder, **changes):
-        settings = {"episodes": 2, "max_frames_per_game": 2000, "seed": 3, "output_dir": str(tmp_path / folder)}
+        settings = {"episodes": 2, "max_frames_per_game": 800, "seed": 3, "output_dir": str(tmp_path / folder)}
         main(Args(checkpoint=(agents["pong"],), **settings | changes))
         return (tmp_path / folder / "games.csv").read_text()
 

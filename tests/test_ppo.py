@@ -267,12 +267,14 @@ def test_kept_embeddings_equal_recomputed_ones(args, tmp_path):
     """The paper's maps and vectors (all but the Transporter's large one): the same run from kept and from recomputed embeddings."""
     encoders = ("state_representation", "keypoint_maps", "object_masks")
     runs = [
-        ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=encoders, recompute_embeddings=recompute, exp_name=f"recompute_{recompute}"))
+        ppo_wsa_atari.main(
+            args(ppo_wsa_atari, encoders=encoders, recompute_embeddings=recompute, exp_name=f"recompute_{recompute}", total_timesteps=64)
+        )
         for recompute in (False, True)
     ]
     for tag in [*TAGS, "weights/object_masks", "weights/entropy"]:
         kept, recomputed = scalars(runs[0], tag), scalars(runs[1], tag)
-        assert [step for step, _ in kept] == [32, 64, 96, 128]
+        assert [step for step, _ in kept] == [32, 64]
         np.testing.assert_allclose([v for _, v in kept], [v for _, v in recomputed], rtol=1e-3, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from pretrain_encoders import Args, FrameData, collect_frames
 ROOT = Path(__file__).resolve().parent.parent
 PAPER_MODELS = ["state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"]
 GAMES = ["Pong", "Breakout", "MsPacman"]
-SAMPLES = 32
+SAMPLES = 16
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def new_games_of(tmp_path_factory):
     @functools.cache
     def collect(game: str) -> FrameData:
         folder = tmp_path_factory.mktemp(game)
-        collect_frames(Args(env_id=f"ALE/{game}-v5", seed=987), folder, 3000, torch.device("cpu"), threading.Event())
+        collect_frames(Args(env_id=f"ALE/{game}-v5", seed=987, num_envs=4), folder, 3000, torch.device("cpu"), threading.Event())
         return FrameData(folder, 0.5, 0)
 
     return collect
