@@ -280,12 +280,12 @@ def test_kept_embeddings_equal_recomputed_ones(args, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_same_seed_same_numbers(script, args):
-    runs = [script.main(args(script, exp_name=name)) for name in ("first", "second")]
+    runs = [script.main(args(script, exp_name=name, total_timesteps=64)) for name in ("first", "second")]
     first, second = (storage.load(run / "checkpoint.pt", "checkpoint") for run in runs)
     assert all(torch.equal(first["agent"][key], second["agent"][key]) for key in first["agent"])
     for tag in TAGS:
         assert scalars(runs[0], tag) == scalars(runs[1], tag) != []
-    other = storage.load(script.main(args(script, exp_name="third", seed=2)) / "checkpoint.pt", "checkpoint")
+    other = storage.load(script.main(args(script, exp_name="third", seed=2, total_timesteps=64)) / "checkpoint.pt", "checkpoint")
     assert not all(torch.equal(first["agent"][key], other["agent"][key]) for key in first["agent"])
 
 
@@ -301,9 +301,10 @@ def test_frozen_models_stay_as_stored(args, models, monkeypatch):
             kept.append(self)
 
     monkeypatch.setattr(ppo_wsa_atari, "FrozenModels", Spy)
-    run = ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=("state_representation", "keypoint_features", "keypoint_maps", "object_masks")))
+    every = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
+    run = ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=every, total_timesteps=64))
     frozen = kept[0]
-    assert set(frozen.models) == {"state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"}
+    assert set(frozen.models) == {*every, "autoencoder"}
     for name, model in frozen.models.items():
         stored = torch.load(Path(models) / "Pong" / f"{name}.pt", weights_only=True)["state"]
         for key, tensor in model.state_dict().items():
