@@ -657,8 +657,9 @@ def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], t
         axes[0, 1].invert_yaxis()
     writer = PillowWriter(fps=STEPS_PER_SECOND)
     with writer.saving(figure, str(path), dpi=80):
-        of_film = {"total": len(screens), "desc": "film", "unit": "frame", "leave": False} | processes.BAR
-        for screen, row in tqdm(zip(screens, steps, strict=False), **of_film):
+        for screen, row in tqdm(
+            zip(screens, steps, strict=False), total=len(screens), desc="film", unit="frame", **processes.BAR, leave=False
+        ):
             picture.set_data(screen)
             caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']}")
             for bar, name in zip(bars if names else (), names, strict=True):

@@ -42,7 +42,7 @@ def loss_on(pretraining, data: FrameData) -> float:
 @pytest.mark.parametrize("game", GAMES)
 def test_they_are_small_and_say_what_they_are(game):
     files = {path.stem: path for path in (ROOT / "pretrained" / game).glob("*.pt")}
-    assert set(PAPER_MODELS) == set(files)
+    assert set(PAPER_MODELS) <= set(files)
     assert sum(path.stat().st_size for path in files.values()) <= 25e6
     for name, path in files.items():
         model = load_encoder(path, game=game)
@@ -54,7 +54,7 @@ def test_they_are_small_and_say_what_they_are(game):
 
 
 @pytest.mark.parametrize("game", GAMES)
-@pytest.mark.parametrize("name", [name for name in PAPER_MODELS if name != "keypoint_maps"])  # the Transporter's is keypoint_features'
+@pytest.mark.parametrize("name", PAPER_MODELS)
 def test_each_beats_its_random_initialisation(game, name, new_games_of):
     new_games = new_games_of(game)
     torch.manual_seed(1)
