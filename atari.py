@@ -2,10 +2,12 @@
 
 One setting for pre-training, training and evaluation, in one place, because the three must agree: grey, 84x84, frame skip 4 with
 max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 28 no-ops and FIRE at the start of a game (up to
-29 no-ops where there is no FIRE). All of that happens in ale-py's C++ threads.
+29 no-ops where there is no FIRE). All of that happens in ale-py's C++ threads. What they lack is added here: in games that have FIRE, the
+action after a lost life is FIRE, whatever was chosen.
 """
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -42,6 +44,64 @@ def game_name(env_id: str) -> str:
     raise InputError(f"--env-id {env_id}: no such Atari game; {hint}")
 
 
+@functools.cache
+def fire_action(env_id: str) -> int | None:
+    """The number of the action FIRE in a game's own set of actions; None where there is no such action."""
+    env = gym.make(env_id)
+    meanings = env.unwrapped.get_action_meanings()
+    env.close()
+    return meanings.index("FIRE") if "FIRE" in meanings else None
+
+
+def lost_life(lives_before: np.ndarray, lives: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+    """Where a life was lost and the game goes on.
+
+    `terminated` does not say it: it is false where lives are not reported, and true where the game is over. A game that is cut off starts
+    anew, perhaps with fewer lives than it had won.
+    """
+    return (lives < lives_before) & ~truncated
+
+
+class AtariGames(gym.vector.VectorWrapper):
+    """Whole games, through lost lives: FIRE after each lost one, and each game's raw score.
+
+    The paper's wrapper, as Stable-Baselines3's and CleanRL's, presses FIRE when a life is lost, as a game like Breakout waits for it, and
+    a greedy agent that has not found FIRE waits with it until the frame limit. Here the action after a lost life is FIRE, whatever was
+    chosen, in games that have FIRE. That step is the environment's: it is recorded and its score counts, but it should teach no policy.
+
+    - `forced` (num_envs,) int64: the action that each game will receive next, whatever is chosen; -1 where the choice is free.
+    - `step` adds to info: `game_over` (num_envs,) bool, and `games`, for each game that is over its raw score and its length in agent
+      steps, in the order of environments.
+
+    When a game is over, `lives` is already the new game's, so it is not fewer. Pong and its like have no lives (always 0).
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv, fire: int | None):
+        super().__init__(envs)
+        self.fire = fire
+
+    def reset(self, **options) -> tuple[np.ndarray, dict]:
+        obs, info = self.env.reset(**options)
+        self.lives = info["lives"].copy()
+        self.forced = np.full(self.num_envs, -1)
+        self.returns, self.lengths = np.zeros((2, self.num_envs), dtype=np.int64)
+        return obs, info
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        obs, rewards, terminated, truncated, info = self.env.step(np.where(self.forced >= 0, self.forced, actions))
+        self.returns += rewards
+        self.lengths += 1
+        lives = info["lives"].copy()
+        game_over = truncated | (terminated & (lives >= self.lives))
+        games = [(int(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(game_over)]
+        self.returns[game_over] = self.lengths[game_over] = 0
+        self.forced = np.full(self.num_envs, -1)
+        if self.fire is not None:
+            self.forced[lost_life(self.lives, lives, truncated)] = self.fire
+        self.lives = lives
+        return obs, rewards, terminated, truncated, info | {"game_over": game_over, "games": games}
+
+
 def make_envs(
     env_id: str,
     num_envs: int,
@@ -49,7 +109,7 @@ def make_envs(
     life_loss_info: bool = False,
     max_frames_per_game: int = MAX_FRAMES_PER_GAME,
     noop_max: int = 30,
-) -> gym.vector.VectorEnv:
+) -> AtariGames:
     """`num_envs` games of `env_id` side by side; observations uint8 (num_envs, 4, 84, 84), rewards int32 (num_envs,) raw.
 
     - `repeat_action_probability`: 0.0 is the paper's (NoFrameskip-v4); Gymnasium's own default for the v5 ids is 0.25.
@@ -58,7 +118,7 @@ def make_envs(
     - SAME_STEP: a finished game's last step already returns the next game's first observation, as PPO's bookkeeping
       assumes; the old game's last one is in `info["final_obs"]`, only valid in the rows that really ended.
     """
-    return gym.make_vec(
+    envs = gym.make_vec(
         env_id,
         num_envs=num_envs,
         repeat_action_probability=repeat_action_probability,
@@ -69,6 +129,7 @@ def make_envs(
         num_threads=min(num_envs, os.cpu_count() or 1),  # fast: more threads than cores only get in the network's way
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
+    return AtariGames(envs, fire_action(env_id))
 
 
 class StartOfGame(gym.Wrapper):
@@ -93,6 +154,32 @@ class StartOfGame(gym.Wrapper):
         return obs, info
 
 
+class FireAfterLostLife(gym.Wrapper):
+    """The same rule as `AtariGames`, for one game; around the frame skip, as one press lasts four frames.
+
+    `step` adds to info `action`, what was played.
+
+    Args:
+        fire: the action FIRE, or None in games that do not have it.
+    """
+
+    def __init__(self, env: gym.Env, fire: int | None):
+        super().__init__(env)
+        self.fire = fire
+
+    def reset(self, **options) -> tuple[np.ndarray, dict]:
+        obs, info = self.env.reset(**options)
+        self.lives, self.must_fire = info["lives"], False
+        return obs, info
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        action = self.fire if self.must_fire else int(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.must_fire = self.fire is not None and bool(lost_life(self.lives, info["lives"], np.bool_(truncated)))
+        self.lives = info["lives"]
+        return obs, reward, terminated, truncated, info | {"action": action}
+
+
 def make_env(
     env_id: str,
     repeat_action_probability: float = 0.0,
@@ -112,8 +199,9 @@ def make_env(
     if emulator is None:
         settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
         emulator = gym.make(env_id, frameskip=1, **settings, **options)
-    env = AtariPreprocessing(StartOfGame(emulator, noop_max), noop_max=0, frame_skip=4, screen_size=84)
-    return FrameStackObservation(env, 4, padding_type="zero")
+    start = StartOfGame(emulator, noop_max)
+    env = FrameStackObservation(AtariPreprocessing(start, noop_max=0, frame_skip=4, screen_size=84), 4, padding_type="zero")
+    return FireAfterLostLife(env, start.fire)
 
 
 def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:
@@ -122,38 +210,6 @@ def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:
     `reset(seed=1)` would seed 1, 2, 3, ... so that the runs with seeds 1 and 2 would share all games but one.
     """
     return (np.random.SeedSequence(entropy).generate_state(num_envs) >> 1).astype(np.int64)  # below 2**31, as ALE needs
-
-
-class GameTracker:
-    """Keeps the raw score of whole games, through lost lives.
-
-    A lost life is `terminated` with fewer lives than before. When a game is over, `lives` is already the new game's, so it is not fewer.
-    Pong and its like have no lives (always 0).
-    """
-
-    def __init__(self, lives: np.ndarray):
-        """`lives`: `info["lives"]` of the reset, (num_envs,)."""
-        self.lives = lives.copy()
-        self.returns = np.zeros(len(lives), dtype=np.int64)
-        self.lengths = np.zeros(len(lives), dtype=np.int64)
-
-    def step(
-        self, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, lives: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Take in one step of all environments, each argument (num_envs,).
-
-        Returns:
-            game_over (num_envs,) bool, and for each game that is over, in the order of environments, its raw score and its length in
-            agent steps.
-        """
-        self.returns += rewards
-        self.lengths += 1
-        game_over = truncated | (terminated & (lives >= self.lives))
-        finished = [(int(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(game_over)]
-        self.returns[game_over] = 0
-        self.lengths[game_over] = 0
-        self.lives = lives.copy()
-        return game_over, finished
 
 
 def play_games(

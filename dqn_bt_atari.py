@@ -43,10 +43,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import ppo_e2e_atari
+import precision
 import processes
 import storage
-from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
-from ppo_e2e_atari import layer_init, nature_cnn
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_envs, play_games
+from ppo_e2e_atari import layer_init, nature_cnn, pixels
+from precision import Float32Linear, Precision
 from storage import InputError
 
 SCRIPT = "dqn_bt_atari"  # what a checkpoint of this script calls itself
@@ -127,6 +129,8 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+    precision: Precision = "auto"
+    """arithmetic of the networks: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it)"""
 
 
 MAY_DIFFER_ON_RESUME = {
@@ -137,9 +141,7 @@ MAY_DIFFER_ON_RESUME = {
     "exp_name",
     "resume",
     "runs_dir",
-    "cuda",
-    "torch_threads",
-}
+} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:
@@ -309,18 +311,23 @@ class ReplayBuffer:
 
 
 class QNetwork(nn.Module):
-    """The Nature CNN with one Q-value per action; with `extra_action` the last one is the pre-trained policy's."""
+    """The Nature CNN with one Q-value per action; with `extra_action` the last one is the pre-trained policy's.
 
-    def __init__(self, num_actions: int, extra_action: bool):
+    Args:
+        precision: of the CNN's arithmetic; weights and Q-values are float32.
+    """
+
+    def __init__(self, num_actions: int, extra_action: bool, precision: Literal["float32", "bfloat16"] = "float32"):
         super().__init__()
-        self.num_actions = num_actions  # of the game
+        self.num_actions, self.precision = num_actions, precision  # the game's actions
         self.network = nature_cnn()
-        self.q = layer_init(nn.Linear(512, num_actions + extra_action), gain=1.0)
+        self.q = layer_init(Float32Linear(512, num_actions + extra_action), gain=1.0)
         self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> Q-values (B, num_actions), or one more."""
-        return self.q(self.network(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0))
+        with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
+            return self.q(self.network(pixels(obs, self.precision)))
 
     def start_from(self, policy: nn.Module) -> None:
         """Fine-tuning: take over the convolutions of a pre-trained policy with the same network."""
@@ -403,8 +410,10 @@ def td_loss(q_network: QNetwork, target_network: QNetwork, batch: Batch) -> tupl
     return loss, {name: value.detach() for name, value in ({"td_loss": loss} | logged).items()}
 
 
-def load_policy(path: Path, env_id: str, device: torch.device) -> ppo_e2e_atari.Agent:
-    """The pre-trained policy, frozen; raises InputError if the file is not one for this game."""
+def load_policy(
+    path: Path, env_id: str, device: torch.device, precision: Literal["float32", "bfloat16"] = "float32"
+) -> ppo_e2e_atari.Agent:
+    """The pre-trained policy, frozen, in this run's precision; raises InputError if the file is not one for this game."""
     checkpoint = storage.load(path, "checkpoint")
     if checkpoint.get("script") not in POLICY_SCRIPTS:
         raise InputError(
@@ -413,7 +422,7 @@ def load_policy(path: Path, env_id: str, device: torch.device) -> ppo_e2e_atari.
     plays = checkpoint["args"]["env_id"]
     if plays != env_id:
         raise InputError(f"{path}: this policy plays {plays}, not {env_id}.")
-    return storage.load_agent(path, device).requires_grad_(False)
+    return ppo_e2e_atari.Agent.with_weights(checkpoint["agent"], precision).to(device).eval().requires_grad_(False)
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:
@@ -424,11 +433,12 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
     args, num_actions = storage.saved_args(path, Args, checkpoint["args"]), checkpoint["num_actions"]
-    q_network = QNetwork(num_actions, args.extra_action)
+    plays_in = precision.to_play_in(args.precision, torch.device(device), path)
+    q_network = QNetwork(num_actions, args.extra_action, plays_in)
     q_network.load_state_dict(checkpoint["agent"])
     policy = None
     if args.extra_action:
-        policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"]).requires_grad_(False)
+        policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"], plays_in).requires_grad_(False)
     return Agent(q_network, policy, args.end_e).to(device).eval()
 
 
@@ -439,18 +449,20 @@ def main(args: Args) -> Path:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
 
     # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    args = replace(args, precision=precision.choose(args.precision, device))
     policy = None
     if args.flights or args.extra_action or args.fine_tune:
         if checkpoint:
-            policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"]).requires_grad_(False).to(device)
+            policy = ppo_e2e_atari.Agent.with_weights(checkpoint["policy"], args.precision).requires_grad_(False).to(device)
         else:
-            policy = load_policy(Path(args.pretrained_policy), args.env_id, device)
+            policy = load_policy(Path(args.pretrained_policy), args.env_id, device, args.precision)
     room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
     processes.require_memory(room * 84 * 84, torch.device("cpu"), f"{room:,} transitions of the replay buffer", "lower --buffer-size")
     if args.save_buffer:  # a new file takes the old one's place only when it is whole
@@ -467,7 +479,7 @@ def main(args: Args) -> Path:
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
-    q_network, target_network = (QNetwork(num_actions, args.extra_action).to(device) for _ in range(2))
+    q_network, target_network = (QNetwork(num_actions, args.extra_action, args.precision).to(device) for _ in range(2))
     if args.fine_tune:
         q_network.start_from(policy)
     target_network.load_state_dict(q_network.state_dict())
@@ -538,15 +550,14 @@ def main(args: Args) -> Path:
 
     transfer = [name.replace("_", "-") for name in ("flights", "extra_action", "fine_tune") if getattr(args, name)]
     print(
-        f"{SCRIPT}: {args.env_id}, {' and '.join(transfer) or 'from scratch'}, {device.type}, {torch.get_num_threads()} CPU threads, "
+        f"{SCRIPT}: {args.env_id}, {' and '.join(transfer) or 'from scratch'}, {processes.describe_speed(args, device)}, "
         f"room for {room:,} transitions ({room * 84 * 84 / 1e9:.1f} GB); {run_dir}"
     )
     if checkpoint and learning_from > global_step:
         print(f"{SCRIPT}: the replay buffer holds {len(buffer):,} transitions; learning goes on from step {learning_from:,}")
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
-    tracker = GameTracker(info["lives"])
+    obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
     decay_steps = max(1, args.exploration_fraction * args.total_timesteps)
     counts = {"flights": 0, "extra_action": 0, "steps": 0}  # since the last log
     logged: dict[str, torch.Tensor] = {}
@@ -568,14 +579,15 @@ def main(args: Args) -> Path:
         random = streams["epsilon"].random(args.num_envs) < epsilon
         choice = np.where(random, streams["epsilon"].integers(num_actions + args.extra_action, size=args.num_envs), choice)
         flying = flights.step() if args.flights else np.zeros(args.num_envs, dtype=bool)
-        by_policy = flying | (choice == num_actions)
-        actions = choice
+        forced = envs.forced >= 0  # FIRE after a lost life, nobody's choice
+        by_policy = (flying | (choice == num_actions)) & ~forced
+        actions = np.where(forced, envs.forced, choice)
         if by_policy.any():  # drawn once: the game and the buffer get the same
-            actions = np.where(by_policy, policy.act(obs, greedy=False), choice)
+            actions = np.where(by_policy, policy.act(obs, greedy=False), actions)
         next_obs, reward, terminated, truncated, info = envs.step(actions)
 
         # Store: rewards clipped, a lost life as a terminal; a game cut off at the frame limit goes on in value
-        game_over, finished = tracker.step(reward, terminated, truncated, info["lives"])
+        game_over = info["game_over"]
         cut_off = np.flatnonzero(truncated & ~terminated)
         buffer.add(obs[:, -1], actions, by_policy, np.sign(reward), terminated, game_over & ~(truncated & ~terminated))
         if len(cut_off):
@@ -600,7 +612,7 @@ def main(args: Args) -> Path:
             target_network.load_state_dict(q_network.state_dict())
 
         # Log
-        for episodic_return, episodic_length in finished:
+        for episodic_return, episodic_length in info["games"]:
             last_games.append(episodic_return)
             writer.add_scalar("charts/episodic_return", episodic_return, global_step)
             writer.add_scalar("charts/episodic_length", episodic_length, global_step)

@@ -536,7 +536,7 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             obs, reward, terminated, truncated, info = env.step(int(action))
             done = terminated or truncated
             total += int(reward)
-            row = {"step": len(steps), "action": int(action), "reward": int(reward), "score": total, "lives": info["lives"]}
+            row = {"step": len(steps), "action": info["action"], "reward": int(reward), "score": total, "lives": info["lives"]}
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()
     env.close()
@@ -680,7 +680,6 @@ def main(args: Args) -> Path | None:
     check_args(args)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    processes.use_tf32(False)  # float32 for every agent, however it was trained
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     agents = open_agents(args, device)
     for agent in agents:

@@ -32,9 +32,11 @@ from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import precision
 import processes
 import storage
-from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_envs, play_games
+from precision import Float32Linear, Precision
 from storage import InputError
 
 SCRIPT = "ppo_e2e_atari"  # what a checkpoint of this script calls itself
@@ -98,25 +100,13 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+    precision: Precision = "auto"
+    """arithmetic of the network: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it)"""
     compile: bool = False
     """compile the network with torch.compile: needs a C++ compiler on a CPU, takes a minute at the start"""
-    cuda_graphs: bool = False
-    """with --compile, on CUDA: record each computation once and replay it"""
-    tf32: bool = False
-    """on CUDA: multiply matrices in TensorFloat-32"""
-    env_groups: int = 1
-    """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
 
-MAY_DIFFER_ON_RESUME = {
-    "total_timesteps",
-    "cuda",
-    "torch_threads",
-    "resume",
-    "checkpoint_interval",
-    "exp_name",
-    "runs_dir",
-} | processes.SPEED_FLAGS
+MAY_DIFFER_ON_RESUME = {"total_timesteps", "resume", "checkpoint_interval", "exp_name", "runs_dir"} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:
@@ -137,7 +127,8 @@ def check_args(args: Args) -> None:
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     processes.require_cuda(args)
-    processes.check_speed_flags(args)
+    processes.check_processes(args)
+    processes.require_compiler(args)
 
 
 def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
@@ -155,45 +146,61 @@ def nature_cnn(in_channels: int = 4, out_features: int = 512) -> nn.Sequential:
         layer_init(nn.Conv2d(32, 64, 4, stride=2)),  # -> (B, 64, 9, 9)
         nn.ReLU(inplace=True),
         layer_init(nn.Conv2d(64, 64, 3, stride=1)),  # -> (B, 64, 7, 7)
-        nn.ReLU(inplace=True),
         nn.Flatten(),
+        nn.ReLU(inplace=True),  # fast: behind the change of layout, not before it
         layer_init(nn.Linear(64 * 7 * 7, out_features)),
         nn.ReLU(inplace=True),
     )
 
 
-class Agent(nn.Module):
-    """The Nature CNN with a policy and a value head on its 512 features."""
+def pixels(obs: torch.Tensor, precision: Literal["float32", "bfloat16"]) -> torch.Tensor:
+    """uint8 (B, 4, 84, 84) -> pixels in [0, 1] of this precision, in the layout that convolutions prefer."""
+    return obs.to(getattr(torch, precision), memory_format=torch.channels_last).div_(255.0)
 
-    def __init__(self, num_actions: int):
+
+class Agent(nn.Module):
+    """The Nature CNN with a policy and a value head on its 512 features.
+
+    Args:
+        precision: of the CNN's arithmetic; weights and heads are float32.
+    """
+
+    def __init__(self, num_actions: int, precision: Literal["float32", "bfloat16"] = "float32"):
         super().__init__()
+        self.precision = precision
         self.network = nature_cnn()
-        self.actor = layer_init(nn.Linear(512, num_actions), gain=0.01)
-        self.critic = layer_init(nn.Linear(512, 1), gain=1.0)
+        self.actor = layer_init(Float32Linear(512, num_actions), gain=0.01)
+        self.critic = layer_init(Float32Linear(512, 1), gain=1.0)
         self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     @classmethod
-    def with_weights(cls, weights: dict[str, torch.Tensor]) -> "Agent":
+    def with_weights(cls, weights: dict[str, torch.Tensor], precision: Literal["float32", "bfloat16"] = "float32") -> "Agent":
         """An agent from its state dict, as a checkpoint holds it."""
-        agent = cls(num_actions=weights["actor.weight"].shape[0])
+        agent = cls(weights["actor.weight"].shape[0], precision)
         agent.load_state_dict(weights)
         return agent
 
     def features(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> (B, 512)."""
-        return self.network(obs.to(torch.float32, memory_format=torch.channels_last) / 255.0)
+        with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
+            return self.network(pixels(obs, self.precision))
 
     def get_value(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> value of each state (B,)."""
         return self.critic(self.features(obs)).squeeze(-1)
 
     def get_action_and_value(
-        self, obs: torch.Tensor, action: torch.Tensor | None = None
+        self, obs: torch.Tensor, action: torch.Tensor | None = None, forced: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 (B, 4, 84, 84) -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,)."""
+        """uint8 (B, 4, 84, 84) -> action (drawn, unless given), its log-probability, the policy's entropy, value; each (B,).
+
+        `forced` (B,): the actions that the environment plays whatever is drawn (FIRE after a lost life), -1 where it plays what is drawn.
+        """
         features = self.features(obs)
         policy = Categorical(logits=self.actor(features), validate_args=False)  # fast: no check of each batch's numbers
         action = policy.sample() if action is None else action
+        if forced is not None:
+            action = torch.where(forced >= 0, forced, action)
         return action, policy.log_prob(action), policy.entropy(), self.critic(features).squeeze(-1)
 
     @torch.no_grad()
@@ -211,7 +218,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         InputError: no such file, damaged, or of another script.
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
-    return Agent.with_weights(checkpoint["agent"]).to(device).eval()
+    args = storage.saved_args(path, Args, checkpoint["args"])
+    return Agent.with_weights(checkpoint["agent"], precision.to_play_in(args.precision, torch.device(device), path)).to(device).eval()
 
 
 def compute_advantages(
@@ -252,6 +260,8 @@ def ppo_loss(
     logprobs: torch.Tensor,
     advantages: torch.Tensor,
     returns: torch.Tensor,
+    free: torch.Tensor,
+    num_free: torch.Tensor,
     clip_coef: torch.Tensor,
     ent_coef: float,
     vf_coef: float,
@@ -261,24 +271,31 @@ def ppo_loss(
     Args:
         obs: uint8 (B, 4, 84, 84).
         actions, logprobs, advantages, returns: (B,), of the rollout; the advantages normalised.
+        free: bool (B,), where the action was the policy's choice. The others (FIRE after a lost life) teach the values only.
+        num_free: how many those are, () (with several processes the mean over them).
         clip_coef: the clip range, () (a tensor, so that a compiled loss is not compiled again when it changes).
     """
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        """Over the steps at which the policy chose."""
+        return (x * free).sum() / num_free
+
     _, newlogprob, entropy, newvalue = agent.get_action_and_value(obs, actions)
     logratio = newlogprob - logprobs
     ratio = logratio.exp()
     pg_loss1 = -advantages * ratio
     pg_loss2 = -advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
-    pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # eq. 7
+    pg_loss = mean(torch.max(pg_loss1, pg_loss2))  # eq. 7
     v_loss = (newvalue - returns).square().mean()  # plain, not halved: the published settings
-    entropy_loss = entropy.mean()
+    entropy_loss = mean(entropy)
     loss = pg_loss - ent_coef * entropy_loss + vf_coef * v_loss
     logged = {
         "value_loss": v_loss,
         "policy_loss": pg_loss,
         "entropy": entropy_loss,
-        "old_approx_kl": (-logratio).mean(),  # http://joschu.net/blog/kl-approx.html
-        "approx_kl": ((ratio - 1) - logratio).mean(),
-        "clipfrac": ((ratio - 1.0).abs() > clip_coef).float().mean(),
+        "old_approx_kl": mean(-logratio),  # http://joschu.net/blog/kl-approx.html
+        "approx_kl": mean((ratio - 1) - logratio),
+        "clipfrac": mean(((ratio - 1.0).abs() > clip_coef).float()),
     }
     return loss, {name: value.detach() for name, value in logged.items()}
 
@@ -290,12 +307,14 @@ def main(args: Args) -> Path | None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
 
     # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
+    args = replace(args, precision=precision.choose(args.precision, device))
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes
     minibatch_size = num_envs * args.num_steps // args.num_minibatches  # of this process
@@ -308,13 +327,9 @@ def main(args: Args) -> Path | None:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
-    processes.use_tf32(args.tf32)  # fast, if it is on
     torch.manual_seed(args.seed)  # the same first weights in all processes
-    group_size = num_envs // args.env_groups
-    groups = [
-        make_envs(args.env_id, group_size, args.repeat_action_probability, True, args.max_frames_per_game) for _ in range(args.env_groups)
-    ]
-    agent = Agent(groups[0].single_action_space.n).to(device)
+    envs = make_envs(args.env_id, num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
+    agent = Agent(envs.single_action_space.n, args.precision).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
     global_step, first_iteration, best_return = 0, 1, -float("inf")
     last_games: deque[float] = deque(maxlen=100)  # raw scores
@@ -328,9 +343,8 @@ def main(args: Args) -> Path | None:
     if rank > 0:  # other actions and minibatches in each process
         torch.manual_seed(int(env_seeds(1, args.seed, 9, rank, global_step)[0]))
     act, loss_of = agent.get_action_and_value, functools.partial(ppo_loss, agent, ent_coef=args.ent_coef, vf_coef=args.vf_coef)
-    if args.compile:  # fast: fewer and fused kernels; on CUDA replayed as graphs on request
-        mode = "reduce-overhead" if args.cuda_graphs else "default"
-        act, loss_of = torch.compile(act, mode=mode), torch.compile(loss_of, mode=mode)
+    if args.compile:  # fast: fewer and fused kernels
+        act, loss_of = torch.compile(act), torch.compile(loss_of)
 
     writer = None
     if rank == 0:
@@ -380,31 +394,14 @@ def main(args: Args) -> Path | None:
     actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, num_envs), device=device)
     values = torch.zeros((args.num_steps, num_envs), device=device)
+    forced = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     rewards = torch.zeros((args.num_steps, num_envs))  # these two stay with the emulators, on the CPU, until the rollout is complete
     dones = torch.zeros((args.num_steps, num_envs))
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    seeds = env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs]
-    resets = [envs.reset(seed=part) for envs, part in zip(groups, np.split(seeds, args.env_groups), strict=True)]
-    next_obs = [processes.to_device(first_obs, device) for first_obs, _ in resets]  # of each group
-    next_done = [torch.zeros(group_size) for _ in groups]
-    trackers = [GameTracker(info["lives"]) for _, info in resets]
+    first_obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs])
+    next_obs, next_done = processes.to_device(first_obs, device), torch.zeros(num_envs)
     finished: list[tuple[int, int, int]] = []  # agent step, raw score and length of the rollout's finished games
-
-    def receive(group: int, step: int) -> None:
-        """Take in what the emulators of a group made of the actions of a step."""
-        received, reward, terminated, truncated, info = groups[group].recv()
-        mine = slice(group * group_size, (group + 1) * group_size)
-        rewards[step, mine] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
-        cut_off = np.flatnonzero(truncated & ~terminated)
-        if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
-            with torch.no_grad():
-                final_value = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
-            rewards[step, mine][cut_off] += args.gamma * final_value.cpu()
-        next_obs[group] = processes.to_device(received, device)
-        next_done[group] = torch.from_numpy(terminated | truncated).float()
-        for episodic_return, episodic_length in trackers[group].step(reward, terminated, truncated, info["lives"])[1]:
-            finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
 
     start_time, start_step = time.time(), global_step
     progress = tqdm(
@@ -423,42 +420,42 @@ def main(args: Args) -> Path | None:
 
         # Rollout
         finished.clear()
-        for step in range(args.num_steps):
-            for group, envs in enumerate(groups):
-                mine = slice(group * group_size, (group + 1) * group_size)
-                if step > 0:
-                    receive(group, step - 1)
-                obs[step, mine], dones[step, mine] = next_obs[group], next_done[group]
-                with torch.no_grad():
-                    action, logprob, _, value = act(next_obs[group])
-                envs.send(action.cpu().numpy())  # fast: with several groups, these emulators work while the network acts for the next
-                actions[step, mine], logprobs[step, mine], values[step, mine] = action, logprob, value
-        for group in range(args.env_groups):
-            receive(group, args.num_steps - 1)
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step], forced[step] = next_obs, next_done, torch.from_numpy(envs.forced)
+                actions[step], logprobs[step], _, values[step] = act(next_obs, forced=forced[step])
+                next_frames, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
+                rewards[step] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
+                cut_off = np.flatnonzero(truncated & ~terminated)
+                if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+                    final_value = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
+                    rewards[step][cut_off] += args.gamma * final_value.cpu()
+                next_obs, next_done = processes.to_device(next_frames, device), torch.from_numpy(terminated | truncated).float()
+                finished += [(global_step + (step + 1) * args.num_envs, score, length) for score, length in info["games"]]
         global_step += batch_size
 
         # Advantages
         with torch.no_grad():
-            next_value = torch.cat([agent.get_value(x) for x in next_obs])
+            next_value = agent.get_value(next_obs)
         advantages, returns = compute_advantages(
-            rewards.to(device), values, dones.to(device), next_value, torch.cat(next_done).to(device), args.gamma, args.gae_lambda
+            rewards.to(device), values, dones.to(device), next_value, next_done.to(device), args.gamma, args.gae_lambda
         )
 
         # Update
         b_obs = obs.flatten(0, 1)  # (batch, 4, 84, 84)
         b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
-        b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        b_advantages, b_returns, b_free = advantages.flatten(), returns.flatten(), forced.flatten() < 0
         clip_range = torch.tensor(clip_coef, device=device)
         clipfracs = []
         for _epoch in range(args.update_epochs):
             b_inds = torch.randperm(num_envs * args.num_steps).to(device)
             for mb_inds in b_inds.split(minibatch_size):
-                mb_advantages = b_advantages[mb_inds]
+                mb_advantages, mb_free = b_advantages[mb_inds], b_free[mb_inds]
                 if args.norm_adv:
-                    mb_advantages = processes.normalise(mb_advantages)
-                loss, logged = loss_of(
-                    b_obs[mb_inds], b_actions[mb_inds], b_logprobs[mb_inds], mb_advantages, b_returns[mb_inds], clip_range
-                )
+                    mb_advantages = processes.normalise(mb_advantages, mb_free)
+                num_free = processes.mean(mb_free.sum().float()).clamp(min=1)
+                mb_obs, mb_actions, mb_logprobs = processes.take_rows(b_obs, mb_inds), b_actions[mb_inds], b_logprobs[mb_inds]
+                loss, logged = loss_of(mb_obs, mb_actions, mb_logprobs, mb_advantages, b_returns[mb_inds], mb_free, num_free, clip_range)
                 optimizer.zero_grad()
                 loss.backward()
                 processes.average_gradients(agent.parameters())
@@ -497,7 +494,7 @@ def main(args: Args) -> Path | None:
             games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))
             candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
-            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press
+            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever
             writer.add_scalar("eval/truncated_games", stood_still, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
         if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
@@ -515,8 +512,7 @@ def main(args: Args) -> Path | None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
-    for envs in groups:
-        envs.close()
+    envs.close()
     processes.leave()
     if rank == 0:
         writer.close()

@@ -16,7 +16,6 @@ marked "fast:" where it stands; the README says what the larger ones bring
 (benchmark/throughput.py, benchmark/denormals.py).
 """
 
-import contextlib
 import functools
 import math
 import signal
@@ -37,14 +36,16 @@ from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import precision
 import processes
 import storage
-from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_envs, play_games
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_envs, play_games
 from combiners import COMBINERS, Reservoir, WeightedSum, options_of
 from combiners.adapters import layer_init
 from encoders import ENCODERS, load_encoder
-from encoders.fast import INT8, folded, int8
+from encoders.fast import folded
 from encoders.own_model import make_own_model
+from precision import Float32Linear, Precision
 from storage import InputError
 
 SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
@@ -87,8 +88,8 @@ class Args:
     """hidden layers of the policy head and of the value head (the paper's large policy: 1024 512 256)"""
     hidden_activation: Literal["tanh", "relu"] = "tanh"
     """activation of these layers (the paper's large policy: relu)"""
-    pretrained_dir: str = "pretrained"
-    """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    pretrained_dir: str | None = None
+    """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: pretrained/ beside this script)"""
     scorer_activation: Literal["relu", "none"] | None = None
     """wsa: last activation of the shared weight network (default: relu, the published one, which can die; none: no activation,
     where the context cancels out in the softmax)"""
@@ -144,24 +145,14 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the network (0: PyTorch's choice); lower it when several runs share a machine"""
+    precision: Precision = "auto"
+    """arithmetic of frozen models and agent: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it)"""
     compile: bool = False
     """compile frozen models and agent with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start"""
-    cuda_graphs: bool = False
-    """with --compile, on CUDA: record each computation once and replay it"""
-    tf32: bool = False
-    """on CUDA: multiply matrices in TensorFloat-32"""
-    frozen_precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """arithmetic of the frozen models: bfloat16 on CUDA, int8 on a CPU (keypoint models and autoencoder) are faster and less exact"""
-    kept_precision: Literal["float32", "float16"] = "float16"
-    """what embeddings are rounded to: float16 takes half the memory to keep"""
-    env_groups: int = 1
-    """split the games into so many groups, in turn: while the network acts for one, the emulators of the others work"""
 
 
 MAY_DIFFER_ON_RESUME = {
     "total_timesteps",
-    "cuda",
-    "torch_threads",
     "resume",
     "checkpoint_interval",
     "exp_name",
@@ -214,13 +205,8 @@ def check_args(args: Args) -> None:
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     processes.require_cuda(args)
-    processes.check_speed_flags(args)
-    on_cuda = processes.on_cuda(args.cuda)
-    if args.frozen_precision == "bfloat16" and not on_cuda:
-        other = "a run that was begun with it can go on only there" if args.resume else "on a CPU, int8 is the faster one"
-        raise InputError(f"--frozen-precision bfloat16 is for CUDA devices; {other}.")
-    if args.frozen_precision == "int8" and on_cuda:
-        raise InputError("--frozen-precision int8 is for a CPU: give --cuda False (a new run on CUDA can use bfloat16).")
+    processes.check_processes(args)
+    processes.require_compiler(args)
 
 
 @dataclass
@@ -284,7 +270,8 @@ class FrozenModels(nn.Module):
     def __init__(self, args: Args, pretrained_dir: str | None = None):
         """Open or make each model that the run will need once; raises InputError, with the command that makes them, if some are missing."""
         super().__init__()
-        folder, game = Path(pretrained_dir or args.pretrained_dir) / game_name(args.env_id), game_name(args.env_id)
+        game = game_name(args.env_id)
+        folder = Path(pretrained_dir or args.pretrained_dir or storage.PRETRAINED) / game
         specs: dict[str, str] = {}
 
         def need(name: str, spec: str) -> None:
@@ -303,9 +290,10 @@ class FrozenModels(nn.Module):
         stored = {name: spec for name, spec in specs.items() if spec in ENCODERS and name not in untrained}
         missing = [spec for spec in stored.values() if not (folder / f"{spec}.pt").is_file()]
         if missing:
+            where = f" --pretrained-dir {folder.parent}" if folder.parent != storage.PRETRAINED else ""
             raise InputError(
                 f"{folder}: no stored {', '.join(missing)}; make them with "
-                f"python pretrain_encoders.py --env-id {args.env_id} --encoders {' '.join(missing)} --pretrained-dir {folder.parent}"
+                f"python pretrain_encoders.py --env-id {args.env_id} --encoders {' '.join(missing)}{where}"
             )
         self.models, self.sha256 = nn.ModuleDict(), {}
         for name, spec in specs.items():
@@ -327,8 +315,7 @@ class FrozenModels(nn.Module):
                 model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
         self.fast: dict[str, nn.Module] = {}  # copies that `prepare` makes; not registered, so that a state dict has each model once
         self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding, with --centre-embeddings
-        self.autocast, self.recorded = contextlib.nullcontext(), False
-        self.kept_precision = getattr(torch, args.kept_precision)
+        self.precision = "float32"
 
     def prepare(self, args: Args, device: torch.device, centre: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
         """Move to the device and make the copies that are really run; without this call the models run as they are stored.
@@ -337,26 +324,20 @@ class FrozenModels(nn.Module):
             centre: what --centre-embeddings takes away, from a checkpoint, so that an agent stays what it is; without it, it is measured.
         """
         self.to(device)
-        self.recorded = args.cuda_graphs
-        self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=args.frozen_precision == "bfloat16")
-        needs_frames = args.frozen_precision == "int8" or (args.centre_embeddings and not centre)
-        frames = typical_frames(args.env_id) if needs_frames else None
+        self.precision = args.precision
         for name, model in self.models.items():
-            quantised = args.frozen_precision == "int8" and isinstance(model, INT8)
-            if quantised:
-                self.fast[name] = int8(model, frames)
-            elif type(model) in ENCODERS.values():
+            if type(model) in ENCODERS.values():
                 self.fast[name] = folded(model)  # fast: each batch norm is computed with the convolution before it
-            if args.compile and not quantised:
-                graphs = {"triton.cudagraphs": True} if args.cuda_graphs else {}
-                compiled = torch.compile(self.fast.get(name, model), options={"freezing": True, **graphs})
+                self.fast[name].to(getattr(torch, self.precision))  # fast: rounded once, not at each call
+            if args.compile:
+                compiled = torch.compile(self.fast.get(name, model), options={"freezing": True})
                 self.fast[name] = compiled  # fast: fused kernels, with the weights as constants
         if centre:
             self.centre = {name: (mean.to(device), scale.to(device)) for name, (mean, scale) in centre.items()}
         elif args.centre_embeddings:
             for name, model in self.models.items():
                 with torch.no_grad():
-                    z = torch.cat([model(batch.to(device)).float() for batch in frames.split(32)])
+                    z = torch.cat([model(batch.to(device)).float() for batch in typical_frames(args.env_id).split(32)])
                 mean = z.mean(dim=0)  # what all frames share: walls, borders, empty space
                 self.centre[name] = mean, (z - mean).square().mean().sqrt().clamp(min=1e-6)
 
@@ -371,21 +352,15 @@ class FrozenModels(nn.Module):
 
     @torch.no_grad()
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context."""
-        embeddings = {}
-        with self.autocast:
+        """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named, and of the context, in the precision chosen."""
+        embeddings, dtype = {}, getattr(torch, self.precision)
+        with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
             for name in self.wanted(names):
-                z = self.fast.get(name, self.models[name])(obs)
-                embeddings[name] = z.to(torch.float32, copy=self.recorded)  # what a recorded computation gives, the next one overwrites
+                embeddings[name] = self.fast.get(name, self.models[name])(obs)
         for name in self.centre.keys() & embeddings.keys():
             mean, scale = self.centre[name]
-            embeddings[name] = (embeddings[name] - mean) / scale
-        if self.kept_precision == torch.float32:
-            return embeddings
-        limit = torch.finfo(self.kept_precision).max  # one's own model may give any numbers
-        embeddings |= {name: embeddings[name].clamp(-limit, limit) for name in self.own.keys() & embeddings.keys()}
-        # Rounded at once, so that rollout, update and evaluation see the same numbers
-        return {name: z.to(self.kept_precision).float() for name, z in embeddings.items()}
+            embeddings[name] = (embeddings[name].float() - mean) / scale
+        return {name: z.to(dtype) for name, z in embeddings.items()}
 
 
 @functools.cache
@@ -410,6 +385,7 @@ class Agent(nn.Module):
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], context_name: str | None, num_actions: int, args: Args):
         super().__init__()
+        self.precision = args.precision  # of adapters and hidden layers; scores, weights, logits and values are float32
         self.names, self.context_name = tuple(short_name(spec) for spec in args.encoders), context_name
         options = {name: getattr(args, name) for name in options_of(args.combiner) if getattr(args, name) is not None}
         self.combiner = COMBINERS[args.combiner](
@@ -433,16 +409,28 @@ class Agent(nn.Module):
 
     def get_value(self, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
         """{name: (B, *shape)} -> value of each state (B,)."""
-        return self.critic(self.features(embeddings)[0]).squeeze(-1)
+        with self.autocast(embeddings):
+            return self.critic(self.features(embeddings)[0]).squeeze(-1)
 
     def get_action_and_value(
-        self, embeddings: dict[str, torch.Tensor], action: torch.Tensor | None = None
+        self, embeddings: dict[str, torch.Tensor], action: torch.Tensor | None = None, forced: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, policy's entropy, value, each (B,); weights (B, N)."""
-        state, weights = self.features(embeddings)
-        policy = Categorical(logits=self.actor(state), validate_args=False)  # fast: no check of each batch's numbers
+        """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, policy's entropy, value, each (B,); weights (B, N).
+
+        `forced` (B,): the actions that the environment plays whatever is drawn (FIRE after a lost life), -1 where it plays what is drawn.
+        """
+        with self.autocast(embeddings):
+            state, weights = self.features(embeddings)
+            logits, value = self.actor(state), self.critic(state).squeeze(-1)
+        policy = Categorical(logits=logits, validate_args=False)  # fast: no check of each batch's numbers
         action = policy.sample() if action is None else action
-        return action, policy.log_prob(action), policy.entropy(), self.critic(state).squeeze(-1), weights
+        if forced is not None:
+            action = torch.where(forced >= 0, forced, action)
+        return action, policy.log_prob(action), policy.entropy(), value, weights
+
+    def autocast(self, embeddings: dict[str, torch.Tensor]) -> torch.autocast:
+        """The context in which the agent computes, on the device of these embeddings."""
+        return precision.autocast(self.precision, next(iter(embeddings.values())).device)
 
     def apply_change(
         self, change: Change, shapes: dict[str, tuple[int, ...]], seed: int, optimizer: torch.optim.Optimizer | None = None
@@ -474,7 +462,7 @@ def head(in_features: int, hidden_sizes: tuple[int, ...], activation: str, out_f
     for width in hidden_sizes:
         layers += [layer_init(nn.Linear(in_features, width)), {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]()]
         in_features = width
-    return nn.Sequential(*layers, layer_init(nn.Linear(in_features, out_features), gain))
+    return nn.Sequential(*layers, layer_init(Float32Linear(in_features, out_features), gain))
 
 
 class SeeingAgent(nn.Module):
@@ -517,8 +505,9 @@ class SeeingAgent(nn.Module):
             self.was_empty = x[:, 1:].amax(dim=(1, 2, 3)) == 0
             h, self.reservoir_state = self.agent.combiner.step(embeddings, self.reservoir_state, new_game)
             embeddings = {"reservoir": h}
-        state, weights = self.agent.features(embeddings)
-        logits = self.agent.actor(state)
+        with self.agent.autocast(embeddings):
+            state, weights = self.agent.features(embeddings)
+            logits = self.agent.actor(state)
         return logits.argmax(dim=1) if greedy else Categorical(logits=logits).sample(), weights
 
     def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
@@ -538,17 +527,14 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
     args = storage.saved_args(path, Args, checkpoint["args"])
-    if args.frozen_precision == "int8" and torch.device(device).type == "cuda":
-        raise InputError(f"{path}: this agent's frozen models are in int8, which is for a CPU; give --cuda False.")
-    if args.frozen_precision == "bfloat16" and torch.device(device).type == "cpu":
-        args.frozen_precision = "float32"  # more exact than what it was trained with
+    args.precision = precision.to_play_in(args.precision, torch.device(device), path)
     frozen = FrozenModels(args, pretrained_dir)
     restore_frozen(path, checkpoint, frozen)
     agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
     for change in parse_schedule(args)[: checkpoint["changes_done"]]:
         agent.apply_change(change, frozen.shapes, args.seed)
     agent.load_state_dict(checkpoint["agent"])
-    frozen.prepare(replace(args, compile=False, cuda_graphs=False), torch.device(device), checkpoint.get("centre"))
+    frozen.prepare(replace(args, compile=False), torch.device(device), checkpoint.get("centre"))
     return SeeingAgent(frozen, agent).to(device).eval()
 
 
@@ -569,18 +555,6 @@ def restore_frozen(path: Path, checkpoint: dict, frozen: FrozenModels) -> None:
             model.load_state_dict(checkpoint["own_models"][name])
         except (KeyError, RuntimeError) as error:
             raise InputError(f"{path}: the weights of {name} in this checkpoint do not fit the model of that name.") from error
-
-
-def take_rows(kept: torch.Tensor, rows: torch.Tensor, room: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`kept[rows].float()`, written into `out` by way of `room`: memory taken once, as new pages cost more than the numbers in them.
-
-    Args:
-        kept: (m, *shape), maps in the layout channels_last. rows: (n,).
-        room, out: (n, *shape), of kept's type and float32 (with float32 embeddings the same tensor). Returns out.
-    """
-    flat_kept, flat_room = (x.permute(0, 2, 3, 1).view(len(x), -1) if x.dim() == 4 else x for x in (kept, room))
-    torch.index_select(flat_kept, 0, rows, out=flat_room)
-    return out.copy_(room)
 
 
 def compute_advantages(
@@ -621,6 +595,8 @@ def ppo_loss(
     logprobs: torch.Tensor,
     advantages: torch.Tensor,
     returns: torch.Tensor,
+    free: torch.Tensor,
+    num_free: torch.Tensor,
     clip_coef: torch.Tensor,
     ent_coef: float,
     vf_coef: float,
@@ -631,16 +607,23 @@ def ppo_loss(
     Args:
         embeddings: {name: (B, *shape)}.
         actions, logprobs, advantages, returns: (B,), of the rollout; the advantages normalised.
+        free: bool (B,), where the action was the policy's choice. The others (FIRE after a lost life) teach the values only.
+        num_free: how many those are, () (with several processes the mean over them).
         clip_coef: the clip range, () (a tensor, so that a compiled loss is not compiled again when it changes).
     """
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        """Over the steps at which the policy chose."""
+        return (x * free).sum() / num_free
+
     _, newlogprob, entropy, newvalue, weights = agent.get_action_and_value(embeddings, actions)
     logratio = newlogprob - logprobs
     ratio = logratio.exp()
     pg_loss1 = -advantages * ratio
     pg_loss2 = -advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
-    pg_loss = torch.max(pg_loss1, pg_loss2).mean()  # eq. 7
+    pg_loss = mean(torch.max(pg_loss1, pg_loss2))  # eq. 7
     v_loss = (newvalue - returns).square().mean()  # plain, not halved: the published settings
-    entropy_loss = entropy.mean()
+    entropy_loss = mean(entropy)
     loss = pg_loss - ent_coef * entropy_loss + vf_coef * v_loss
     if weights_ent_coef:
         loss = loss - weights_ent_coef * Categorical(probs=weights).entropy().mean()
@@ -648,9 +631,9 @@ def ppo_loss(
         "value_loss": v_loss,
         "policy_loss": pg_loss,
         "entropy": entropy_loss,
-        "old_approx_kl": (-logratio).mean(),  # http://joschu.net/blog/kl-approx.html
-        "approx_kl": ((ratio - 1) - logratio).mean(),
-        "clipfrac": ((ratio - 1.0).abs() > clip_coef).float().mean(),
+        "old_approx_kl": mean(-logratio),  # http://joschu.net/blog/kl-approx.html
+        "approx_kl": mean((ratio - 1) - logratio),
+        "clipfrac": mean(((ratio - 1.0).abs() > clip_coef).float()),
     }
     return loss, {name: value.detach() for name, value in logged.items()}, weights
 
@@ -662,12 +645,14 @@ def main(args: Args) -> Path | None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
 
     # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     rank, world_size, device = processes.join(args.cuda)  # 0 and 1 without torchrun
+    args = replace(args, precision=precision.choose(args.precision, device))
     num_envs = args.num_envs // world_size  # of this process
     batch_size = args.num_envs * args.num_steps  # of all processes
     minibatch_size = num_envs * args.num_steps // args.num_minibatches  # of this process
@@ -678,10 +663,8 @@ def main(args: Args) -> Path | None:
         restore_frozen(Path(args.resume), checkpoint, frozen)
     if not args.recompute_embeddings and args.combiner != "reservoir":
         numbers = sum(math.prod(shape) for shape in frozen.shapes.values())  # of one observation
-        kept_bytes = getattr(torch, args.kept_precision).itemsize
-        minibatch_bytes = 4 if kept_bytes == 4 else kept_bytes + 4  # as kept, and as float32
         processes.require_memory(
-            numbers * (num_envs * args.num_steps * kept_bytes + minibatch_size * minibatch_bytes),
+            numbers * (num_envs * args.num_steps + minibatch_size) * getattr(torch, args.precision).itemsize,
             device,
             f"the kept embeddings of a rollout of {num_envs} x {args.num_steps} steps and of a minibatch",
             "lower --num-envs or --num-steps, or give --recompute-embeddings",
@@ -694,13 +677,9 @@ def main(args: Args) -> Path | None:
         run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
 
     # Set-up
-    processes.use_tf32(args.tf32)  # fast, if it is on
     torch.manual_seed(args.seed)  # the same first weights in all processes
-    group_size = num_envs // args.env_groups
-    groups = [
-        make_envs(args.env_id, group_size, args.repeat_action_probability, True, args.max_frames_per_game) for _ in range(args.env_groups)
-    ]
-    num_actions = int(groups[0].single_action_space.n)
+    envs = make_envs(args.env_id, num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
+    num_actions = int(envs.single_action_space.n)
     frozen.prepare(args, device, checkpoint.get("centre") if checkpoint else None)
     agent = Agent(frozen.shapes, frozen.context_name, num_actions, args).to(device)
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
@@ -722,9 +701,8 @@ def main(args: Args) -> Path | None:
         torch.manual_seed(int(env_seeds(1, args.seed, 9, rank, global_step)[0]))
     coefficients = {"ent_coef": args.ent_coef, "vf_coef": args.vf_coef, "weights_ent_coef": args.weights_ent_coef}
     act, loss_of = agent.get_action_and_value, functools.partial(ppo_loss, agent, **coefficients)
-    if args.compile:  # fast: fewer and fused kernels; on CUDA replayed as graphs on request
-        mode = "reduce-overhead" if args.cuda_graphs else "default"
-        act, loss_of = torch.compile(act, mode=mode), torch.compile(loss_of, mode=mode)
+    if args.compile:  # fast: fewer and fused kernels
+        act, loss_of = torch.compile(act), torch.compile(loss_of)
 
     writer = None
     if rank == 0:
@@ -770,21 +748,17 @@ def main(args: Args) -> Path | None:
     signal.signal(signal.SIGTERM, on_interrupt)
 
     # Storage of one rollout; row step * num_envs + env of `b_obs` or `b_embeddings` belongs to that step of that environment
-    def make_storage() -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """Room for the embeddings of one rollout, of the models there are now, {name: (batch, *shape)}, and for those of a minibatch."""
-        shapes, dtype = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}, frozen.kept_precision
+    def make_storage() -> tuple[dict[str, torch.Tensor], ...]:
+        """Room for the embeddings of one rollout, {name: (batch, *shape)}, and of a minibatch, of the models there are now."""
+        shapes, dtype = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}, getattr(torch, args.precision)
         if isinstance(agent.combiner, Reservoir):
             shapes, dtype = {"reservoir": (agent.combiner.out_dim,)}, torch.float32  # its state is all that the update needs
 
-        def room(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        def room(rows: int, shape: tuple[int, ...]) -> torch.Tensor:
             layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
             return torch.zeros((rows, *shape), dtype=dtype, device=device).to(memory_format=layout)
 
-        kept = {name: room(num_envs * args.num_steps, shape, dtype) for name, shape in shapes.items()}
-        as_floats = {name: room(minibatch_size, shape, torch.float32) for name, shape in shapes.items()}
-        if dtype == torch.float32:
-            return kept, {name: (out, out) for name, out in as_floats.items()}
-        return kept, {name: (room(minibatch_size, shape, dtype), as_floats[name]) for name, shape in shapes.items()}
+        return tuple({name: room(rows, shape) for name, shape in shapes.items()} for rows in (num_envs * args.num_steps, minibatch_size))
 
     b_obs = None
     if args.recompute_embeddings:
@@ -801,19 +775,9 @@ def main(args: Args) -> Path | None:
     actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, num_envs), device=device)
     values = torch.zeros((args.num_steps, num_envs), device=device)
+    forced = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     rewards = torch.zeros((args.num_steps, num_envs))  # these two stay with the emulators, on the CPU, until the rollout is complete
     dones = torch.zeros((args.num_steps, num_envs))
-
-    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    seeds = env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs]
-    resets = [envs.reset(seed=part) for envs, part in zip(groups, np.split(seeds, args.env_groups), strict=True)]
-    next_obs = [processes.to_device(first_obs, device) for first_obs, _ in resets]  # of each group
-    next_done = [torch.zeros(group_size) for _ in groups]
-    memory: list[torch.Tensor | None] = [None] * args.env_groups  # the reservoir's
-    if isinstance(agent.combiner, Reservoir):
-        memory = [agent.combiner.initial_state(group_size) for _ in groups]
-    trackers = [GameTracker(info["lives"]) for _, info in resets]
-    finished: list[tuple[int, int, int]] = []  # agent step, raw score and length of the rollout's finished games
 
     def see(obs: torch.Tensor, memory: torch.Tensor | None, new_game: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """What the agent sees of each observation, and the reservoir's memory after it; called once for each observation."""
@@ -823,30 +787,12 @@ def main(args: Args) -> Path | None:
         h, memory = agent.combiner.step(embeddings, memory, new_game)
         return {"reservoir": h}, memory
 
-    next_embeddings: list[dict[str, torch.Tensor]] = [{}] * args.env_groups
-    for group in range(args.env_groups):
-        all_new = torch.ones(group_size, dtype=torch.bool, device=device)
-        next_embeddings[group], memory[group] = see(next_obs[group], memory[group], all_new)
-
-    def receive(group: int, step: int) -> None:
-        """Take in what the emulators of a group made of the actions of a step."""
-        received, reward, terminated, truncated, info = groups[group].recv()
-        mine = slice(group * group_size, (group + 1) * group_size)
-        rewards[step, mine] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
-        cut_off = np.flatnonzero(truncated & ~terminated)
-        if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
-            with torch.no_grad():
-                final_obs = torch.as_tensor(info["final_obs"][cut_off], device=device)
-                cut_memory = None if memory[group] is None else memory[group][cut_off]
-                not_new = torch.zeros(len(cut_off), dtype=torch.bool, device=device)
-                final_value = agent.get_value(see(final_obs, cut_memory, not_new)[0])
-            rewards[step, mine][cut_off] += args.gamma * final_value.cpu()
-        next_obs[group] = processes.to_device(received, device)
-        next_done[group] = torch.from_numpy(terminated | truncated).float()
-        game_over, games = trackers[group].step(reward, terminated, truncated, info["lives"])
-        next_embeddings[group], memory[group] = see(next_obs[group], memory[group], torch.as_tensor(game_over, device=device))
-        for episodic_return, episodic_length in games:
-            finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
+    # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
+    first_obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step)[rank * num_envs : (rank + 1) * num_envs])
+    next_obs, next_done = processes.to_device(first_obs, device), torch.zeros(num_envs)
+    memory = agent.combiner.initial_state(num_envs) if isinstance(agent.combiner, Reservoir) else None
+    next_embeddings, memory = see(next_obs, memory, torch.ones(num_envs, dtype=torch.bool, device=device))
+    finished: list[tuple[int, int, int]] = []  # agent step, raw score and length of the rollout's finished games
 
     start_time, start_step = time.time(), global_step
     progress = tqdm(
@@ -872,7 +818,7 @@ def main(args: Args) -> Path | None:
             b_embeddings, mb_room, mb_embeddings, kept = {}, {}, {}, None  # the old ones' memory is free before the new ones take theirs
             if not args.recompute_embeddings:
                 b_embeddings, mb_room = make_storage()
-            next_embeddings = [frozen(x, agent.names) for x in next_obs]  # the modes that allow changes have no memory
+            next_embeddings, _ = see(next_obs, None, next_done)  # the modes that allow changes have no memory
             if rank == 0:
                 progress.write(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
         for parameters in optimizer.param_groups:
@@ -881,49 +827,54 @@ def main(args: Args) -> Path | None:
 
         # Rollout
         finished.clear()
-        for step in range(args.num_steps):
-            for group, envs in enumerate(groups):
-                mine = slice(group * group_size, (group + 1) * group_size)
-                if step > 0:
-                    receive(group, step - 1)
-                dones[step, mine] = next_done[group]
-                with torch.no_grad():
-                    action, logprob, _, value, _ = act(next_embeddings[group])
-                envs.send(action.cpu().numpy())  # fast: with several groups, these emulators work while the network acts for the next
-                actions[step, mine], logprobs[step, mine], values[step, mine] = action, logprob, value
-                rows = slice(step * num_envs + mine.start, step * num_envs + mine.stop)
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                dones[step], forced[step] = next_done, torch.from_numpy(envs.forced)
+                actions[step], logprobs[step], _, values[step], _ = act(next_embeddings, forced=forced[step])
+                rows = slice(step * num_envs, (step + 1) * num_envs)
                 if args.recompute_embeddings:
-                    b_obs[rows] = next_obs[group]
+                    b_obs[rows] = next_obs
                 for name, kept in b_embeddings.items():
-                    kept[rows] = next_embeddings[group][name]
-        for group in range(args.env_groups):
-            receive(group, args.num_steps - 1)
+                    kept[rows] = next_embeddings[name]
+                next_frames, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
+                rewards[step] = torch.from_numpy(np.sign(reward).astype(np.float32))  # learn from clipped rewards, report raw scores
+                cut_off = np.flatnonzero(truncated & ~terminated)
+                if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
+                    final_obs = torch.as_tensor(info["final_obs"][cut_off], device=device)
+                    not_new = torch.zeros(len(cut_off), dtype=torch.bool, device=device)
+                    final_value = agent.get_value(see(final_obs, None if memory is None else memory[cut_off], not_new)[0])
+                    rewards[step][cut_off] += args.gamma * final_value.cpu()
+                next_obs, next_done = processes.to_device(next_frames, device), torch.from_numpy(terminated | truncated).float()
+                next_embeddings, memory = see(next_obs, memory, torch.as_tensor(info["game_over"], device=device))
+                finished += [(global_step + (step + 1) * args.num_envs, score, length) for score, length in info["games"]]
         global_step += batch_size
 
         # Advantages
         with torch.no_grad():
-            next_value = torch.cat([agent.get_value(x) for x in next_embeddings])
+            next_value = agent.get_value(next_embeddings)
         advantages, returns = compute_advantages(
-            rewards.to(device), values, dones.to(device), next_value, torch.cat(next_done).to(device), args.gamma, args.gae_lambda
+            rewards.to(device), values, dones.to(device), next_value, next_done.to(device), args.gamma, args.gae_lambda
         )
 
         # Update
         b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
-        b_advantages, b_returns = advantages.flatten(), returns.flatten()
+        b_advantages, b_returns, b_free = advantages.flatten(), returns.flatten(), forced.flatten() < 0
         clip_range = torch.tensor(clip_coef, device=device)
         clipfracs = []
         for _epoch in range(args.update_epochs):
             b_inds = torch.randperm(num_envs * args.num_steps).to(device)
             for mb_inds in b_inds.split(minibatch_size):
-                mb_advantages = b_advantages[mb_inds]
+                mb_advantages, mb_free = b_advantages[mb_inds], b_free[mb_inds]
                 if args.norm_adv:
-                    mb_advantages = processes.normalise(mb_advantages)
+                    mb_advantages = processes.normalise(mb_advantages, mb_free)
+                num_free = processes.mean(mb_free.sum().float()).clamp(min=1)
                 if args.recompute_embeddings:
                     mb_embeddings = frozen(b_obs[mb_inds], agent.names)
                 else:  # fast: what the frozen models said in the rollout is still true
-                    mb_embeddings = {name: take_rows(kept, mb_inds, *mb_room[name]) for name, kept in b_embeddings.items()}
+                    mb_embeddings = {name: processes.take_rows(kept, mb_inds, mb_room[name]) for name, kept in b_embeddings.items()}
+                mb_actions, mb_logprobs, mb_returns = b_actions[mb_inds], b_logprobs[mb_inds], b_returns[mb_inds]
                 loss, logged, weights = loss_of(
-                    mb_embeddings, b_actions[mb_inds], b_logprobs[mb_inds], mb_advantages, b_returns[mb_inds], clip_range
+                    mb_embeddings, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_free, num_free, clip_range
                 )
                 optimizer.zero_grad()
                 loss.backward()
@@ -945,7 +896,9 @@ def main(args: Args) -> Path | None:
                     writer.add_scalar(f"weights/{name}", weight, global_step)
                 writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
             if args.combiner == "wsa" and args.scorer_activation != "none":
-                writer.add_scalar("weights/dead_scores", agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings)), global_step)
+                with agent.autocast(mb_embeddings):
+                    dead = agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings))
+                writer.add_scalar("weights/dead_scores", dead, global_step)
             writer.add_scalar("charts/SPS", sps, global_step)
             writer.add_scalar("charts/learning_rate", learning_rate, global_step)
             writer.add_scalar("charts/clip_coef", clip_coef, global_step)
@@ -969,7 +922,7 @@ def main(args: Args) -> Path | None:
             games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))
             candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
-            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever, for a FIRE that it does not press
+            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever
             writer.add_scalar("eval/truncated_games", stood_still, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
         if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:
@@ -987,8 +940,7 @@ def main(args: Args) -> Path | None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.close()
-    for envs in groups:
-        envs.close()
+    envs.close()
     processes.leave()
     if rank == 0:
         writer.close()

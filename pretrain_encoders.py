@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +33,12 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import precision
 import processes
 import storage
 from atari import env_seeds, game_name, make_envs
 from encoders import ENCODERS, PRETRAININGS, load_encoder, save_encoder
+from precision import Precision
 from storage import InputError
 
 
@@ -50,8 +52,8 @@ class Args:
     """frames, steps and batch sizes: cpu (some hours on two cores for all five) or paper (for a GPU)"""
     retrain: bool = False
     """train again what is stored already"""
-    pretrained_dir: str = "pretrained"
-    """stored models go to <pretrained-dir>/<Game>/<name>.pt"""
+    pretrained_dir: str | None = None
+    """stored models go to <pretrained-dir>/<Game>/<name>.pt (none given: pretrained/ beside this script)"""
 
     data_dir: str = "data"
     """frames go to <data-dir>/<Game>/: 7 KB a frame, 7 GB for 1,000,000"""
@@ -84,8 +86,9 @@ class Args:
     """CPU threads for the networks (0: PyTorch's choice)"""
     compile: bool = False
     """compile each loss with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start of each model"""
-    mixed_precision: bool = False
-    """on CUDA: convolutions and matrix products in bfloat16"""
+    precision: Precision = "auto"
+    """arithmetic of training: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it); held-out losses are
+    float32"""
 
 
 def check_args(args: Args) -> None:
@@ -106,8 +109,6 @@ def check_args(args: Args) -> None:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
     processes.require_cuda(args)
     processes.require_compiler(args)
-    if args.mixed_precision and not processes.on_cuda(args.cuda):
-        raise InputError("--mixed-precision is for CUDA devices; this run is on a CPU.")
 
 
 # Frames on disk: frames.u8 holds the newest 84x84 frame of every observation, game after game; index.json says where each game starts and
@@ -132,6 +133,7 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
         "expert_sha256": storage.sha256(Path(args.expert_checkpoint)) if expert else None,
         "expert_fraction": args.expert_fraction if expert else 0.0,
         "seed": args.seed,
+        "fire_after_lost_life": True,  # frames that were collected before this rule show other games
     }
     index_path, frames_path = folder / "index.json", folder / "frames.u8"
     index = {**made_by, "games": []}
@@ -308,7 +310,6 @@ def train(
     writer = SummaryWriter(str(log_dir), purge_step=first_step + 1)
     interval = max(1, steps // 20)
     loss_of = torch.compile(pretraining.loss) if args.compile else pretraining.loss  # fast: fused kernels
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.mixed_precision)  # fast: half the bits, on tensor cores
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """What step `step` learns from, and the seed of what its loss hides at random; the same after a resume."""
@@ -326,7 +327,7 @@ def train(
             obs, later_obs, seed = upcoming.result()
             upcoming = loader.submit(batch, step + 1)
             torch.manual_seed(seed)
-            with autocast:
+            with precision.autocast(args.precision, device):  # fast, where it is bfloat16
                 losses = loss_of(obs.to(device), later_obs.to(device), torch.tensor(progress))
             optimizer.zero_grad()
             losses["loss"].backward()
@@ -384,7 +385,13 @@ def train(
             "expert_frames": sum(game["length"] for game in data.index["games"] if game["expert"]),  # those that were kept
             "repeat_action_probability": data.index["repeat_action_probability"],
         },
-        "training": {"steps": step, "batch_size": batch_size, "seed": args.seed, "torch": torch.__version__.split("+")[0]},
+        "training": {
+            "steps": step,
+            "batch_size": batch_size,
+            "seed": args.seed,
+            "precision": args.precision,
+            "torch": torch.__version__.split("+")[0],
+        },
         "validation_loss": validation["loss"],
         "validation_parts": validation,
         "validation_loss_untrained": untrained["loss"],
@@ -400,7 +407,7 @@ def train(
 def main(args: Args) -> None:
     check_args(args)
     game = game_name(args.env_id)
-    folder, data_folder = Path(args.pretrained_dir) / game, Path(args.data_dir) / game
+    folder, data_folder = Path(args.pretrained_dir or storage.PRETRAINED) / game, Path(args.data_dir) / game
     for path in (folder, data_folder, Path(args.runs_dir)):
         storage.require_writable(path)
     with storage.one_at_a_time(data_folder):
@@ -437,7 +444,10 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     signal.signal(signal.SIGTERM, on_interrupt)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    args = replace(args, precision=precision.choose(args.precision, device))
 
     collect_frames(args, data_folder, args.num_frames or {"cpu": 100_000, "paper": 1_000_000}[args.budget], device, interrupted)
     if interrupted.is_set():
@@ -445,7 +455,7 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     data = FrameData(data_folder, args.validation_fraction, args.seed)
     print(
         f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, "
-        f"{len(data.games['validation'])} games held out; on {device}"
+        f"{len(data.games['validation'])} games held out; {processes.describe_speed(args, device)}"
     )
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):

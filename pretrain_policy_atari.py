@@ -38,10 +38,12 @@ from gymnasium.vector import AutoresetMode
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import precision
 import processes
 import storage
-from atari import MAX_FRAMES_PER_GAME, GameTracker, env_seeds, game_name, make_env, make_envs
+from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env, make_envs
 from ppo_e2e_atari import Agent, compute_advantages, layer_init, nature_cnn, ppo_loss
+from precision import Precision
 from storage import InputError
 
 SCRIPT = "pretrain_policy_atari"  # what a checkpoint of this script calls itself
@@ -127,6 +129,9 @@ class Args:
     """train on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads for the networks (0: PyTorch's choice); lower it when several runs share a machine"""
+    precision: Precision = "auto"
+    """arithmetic of the policy: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it); novelty, a small
+    difference of networks, is always in float32"""
 
 
 MAY_DIFFER_ON_RESUME = {
@@ -137,9 +142,7 @@ MAY_DIFFER_ON_RESUME = {
     "exp_name",
     "resume",
     "runs_dir",
-    "cuda",
-    "torch_threads",
-}
+} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:
@@ -364,7 +367,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         InputError: no such file, damaged, or of another script.
     """
     checkpoint = storage.load_checkpoint(path, SCRIPT)
-    return Agent.with_weights(checkpoint["agent"]).to(device).eval()
+    args = storage.saved_args(path, Args, checkpoint["args"])
+    return Agent.with_weights(checkpoint["agent"], precision.to_play_in(args.precision, torch.device(device), path)).to(device).eval()
 
 
 def main(args: Args) -> Path:
@@ -374,12 +378,14 @@ def main(args: Args) -> Path:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
 
     # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
     checkpoint = None
     if args.resume:
         checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    args = replace(args, precision=precision.choose(args.precision, device))
     batch_size = args.num_envs * args.num_steps
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
     if args.intrinsic == "ngu":
@@ -396,7 +402,7 @@ def main(args: Args) -> Path:
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
-    agent = Agent(num_actions).to(device)
+    agent = Agent(num_actions, args.precision).to(device)
     intrinsic = IntrinsicReward(num_actions, args).to(device)
     memory = EpisodicMemory(args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
@@ -449,7 +455,7 @@ def main(args: Args) -> Path:
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
 
-    print(f"{SCRIPT}: {args.env_id}, {args.intrinsic}, {device.type}, {torch.get_num_threads()} CPU threads; {run_dir}")
+    print(f"{SCRIPT}: {args.env_id}, {args.intrinsic}, {processes.describe_speed(args, device)}; {run_dir}")
     measures_coverage = args.coverage_interval > 0 and game_name(args.env_id) in POSITION
     if args.coverage_interval > 0 and not measures_coverage:
         print(f"{SCRIPT}: where the player is in this game is not known, so that coverage is not measured (known: {', '.join(POSITION)})")
@@ -461,7 +467,7 @@ def main(args: Args) -> Path:
 
     # Storage of one rollout
     obs = torch.zeros((args.num_steps + 1, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
-    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    actions, forced = torch.zeros((2, args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
@@ -479,11 +485,10 @@ def main(args: Args) -> Path:
         warm_up.close()
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
-    first_obs, info = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
+    first_obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
     obs[0] = processes.to_device(first_obs, device)
     with torch.no_grad():
         memory.add(intrinsic.embed(obs[0]))
-    tracker = GameTracker(info["lives"])
 
     start_time, start_step = time.time(), global_step
     progress = tqdm(
@@ -498,15 +503,16 @@ def main(args: Args) -> Path:
         remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
         optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1.0)
 
-        # Rollout; the game's reward goes to the tracker, which reports it, and nowhere else
+        # Rollout; the game's reward is left where it is: the environment adds it up, for the report
         if iteration > first_iteration:
             obs[0] = obs[-1]
         finished = []
         cut_values.zero_()
         for step in range(args.num_steps):
+            forced[step] = torch.from_numpy(envs.forced)
             with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step])
-            next_obs, reward, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step], forced=forced[step])
+            next_obs, _, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
             obs[step + 1] = processes.to_device(next_obs, device)
             game_over[step] = torch.from_numpy(terminated | truncated)
             if episodic:
@@ -515,8 +521,7 @@ def main(args: Args) -> Path:
                 if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
                     with torch.no_grad():
                         cut_values[step, cut_off] = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
-            for episodic_return, episodic_length in tracker.step(reward, terminated, truncated, info["lives"])[1]:
-                finished.append((global_step + (step + 1) * args.num_envs, episodic_return, episodic_length))
+            finished += [(global_step + (step + 1) * args.num_envs, score, length) for score, length in info["games"]]
         global_step += batch_size
 
         # Intrinsic reward
@@ -532,6 +537,7 @@ def main(args: Args) -> Path:
         b_obs, b_next_obs = obs[:-1].flatten(0, 1), obs[1:].flatten(0, 1)
         b_actions, b_logprobs, b_values = actions.flatten(), logprobs.flatten(), values.flatten()
         b_advantages, b_returns, b_same_game = advantages.flatten(), returns.flatten(), ~game_over.flatten()
+        b_free = forced.flatten() < 0
         clip_range = torch.tensor(args.clip_coef, device=device)
         learns = torch.rand(batch_size, device=device) < args.predictor_share
         for mb_inds in torch.randperm(batch_size).to(device).split(args.intrinsic_minibatch):
@@ -544,7 +550,8 @@ def main(args: Args) -> Path:
         clipfracs = []
         for _epoch in range(args.update_epochs):
             for mb_inds in torch.randperm(batch_size).to(device).split(batch_size // args.num_minibatches):
-                mb_advantages = processes.normalise(b_advantages[mb_inds])
+                mb_free = b_free[mb_inds]
+                mb_advantages = processes.normalise(b_advantages[mb_inds], mb_free)
                 loss, logged = ppo_loss(
                     agent,
                     b_obs[mb_inds],
@@ -552,6 +559,8 @@ def main(args: Args) -> Path:
                     b_logprobs[mb_inds],
                     mb_advantages,
                     b_returns[mb_inds],
+                    mb_free,
+                    mb_free.sum().clamp(min=1),
                     clip_range,
                     args.ent_coef,
                     args.vf_coef,

@@ -70,8 +70,8 @@ class Args:
     """the game, a Gymnasium id"""
     encoders: tuple[str, ...] = ()
     """the stored models to probe (none named: all that are stored)"""
-    pretrained_dir: str = "pretrained"
-    """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    pretrained_dir: str | None = None
+    """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: pretrained/ beside this script)"""
     num_samples: int = 6_000
     """observations to probe; a fifth of the games is held out"""
     every: int = 4
@@ -175,7 +175,7 @@ def entropy(values: np.ndarray) -> float:
 def main(args: Args) -> None:
     game = game_name(args.env_id)
     processes.check_ranges(args, ("num_samples", "every", "epochs"), not_negative=("seed", "torch_threads"))
-    folder = Path(args.pretrained_dir) / game
+    folder = Path(args.pretrained_dir or storage.PRETRAINED) / game
     if game not in VARIABLES:
         raise InputError(
             f"--env-id {args.env_id}: no RAM bytes are known for it here; the games that can be probed are {', '.join(VARIABLES)}."

@@ -26,6 +26,9 @@ except ImportError:  # Windows
     fcntl = None
 
 
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # the stored models of this repository, wherever one works
+
+
 class InputError(ValueError):
     """Something the user gave cannot be used. Its text is the one sentence that the user sees, with what to do next."""
 

@@ -38,6 +38,9 @@ An experiment's file (TOML) has a title, and arms; a run is an arm in a game wit
     name = "wsa"
     of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; nothing is run for it here
 
+`earlier = "3f2a1b0"` beside the title says that an earlier revision of the scripts, whose flags are gone, made the results: they are kept
+and shown, and never run again.
+
 An arm may have games, seeds, flags, game_flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it
 needs what that arm makes. `after = ["main/wsa"]` names an arm of another experiment, which must have been finished before.
 
@@ -111,6 +114,7 @@ class Run:
     published: float | None
     after: tuple[str, ...]  # arms, of this or of another experiment, whose runs of the same game and seed go first
     maker: tuple[str, str] | None = None  # the experiment that makes this run, and its name there; None: this one
+    earlier: str | None = None  # the revision of the scripts that made it, if those of today cannot
 
     @property
     def name(self) -> str:
@@ -154,7 +158,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         raise InputError(f"{path}: there is no such file.") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: this is not TOML ({error}).") from error
-    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms")}
+    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms", "earlier")}
     unknown = set(common) - set(DEFAULTS)
     runs: list[Run] = []
     for arm in content.get("arms", []):
@@ -190,7 +194,8 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
                 commands = [re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command) for command in commands]
                 trains, published = "command" in arm, arm.get("published", {}).get(game)
                 evaluate, after = settings["evaluate"] if trains else None, tuple(arm.get("after", ()))
-                runs.append(Run(arm["name"], game, seed, commands, trains, evaluate, published, after))
+                earlier = content.get("earlier")
+                runs.append(Run(arm["name"], game, seed, commands, trains, evaluate, published, after, earlier=earlier))
     if unknown:
         raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is.")
     if not runs or len({run.name for run in runs}) < len(runs):
@@ -518,6 +523,10 @@ def main(args: Args) -> None:
             step = storage.load(folder / "checkpoint.pt", "checkpoint")["global_step"] if folder else 0
             print(f"  {run.name:<40} {'to do' if run in left else 'finished':<9} step {step:>10,}   {' && '.join(run.commands)}")
         return
+    if left and left[0].earlier:
+        raise InputError(
+            f"{args.experiment}: revision {left[0].earlier} of the scripts made these results; today's have no longer its flags."
+        )
     signal.signal(signal.SIGINT, runner.stop)
     signal.signal(signal.SIGTERM, runner.stop)
     runner.work_all(left)

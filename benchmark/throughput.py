@@ -1,14 +1,15 @@
-"""How fast do the PPO scripts train on this machine, where does the time go, and what does each larger "fast:" line bring?
+"""How fast do the scripts train on this machine, where does the time go, and what does each larger "fast:" line bring?
 
     python -m benchmark.throughput                          # on a CPU, all cases without a compiler
-    python -m benchmark.throughput --compile --int8         # and the ones that a flag switches on
+    python -m benchmark.throughput --compile                # and the ones with one
     python -m benchmark.throughput --cuda True --compile --num-envs 64
 
 Each case is one training loop put together from the scripts' own agents, losses and frozen models, with switches. "plain" is the
-design without any of them: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's defaults (CleanRL's
+design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's defaults (CleanRL's
 ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the published code). "script" is all that the script
-does by default; "script, without X" takes one thing away. A case's unit is a rollout and its four epochs; the cases take turns, and the
-median over the rounds is kept, so that a slow moment of the machine does not fall on one of them.
+does by default, in the precision that is the faster one here; "script, without X" takes one thing away. A case's unit is a rollout and its
+four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in float32 ("plain") and by default ("script"). The cases
+take turns, and the median over the rounds is kept, so that a slow moment of the machine does not fall on one of them.
 """
 
 import json
@@ -38,16 +39,26 @@ from gymnasium.wrappers import (
 
 import ppo_e2e_atari
 import ppo_wsa_atari
+import precision
 import processes
 import storage
 from atari import game_name, make_envs
 from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
+from encoders import PRETRAININGS
+from precision import Precision
 from storage import InputError
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
 LIGHT = ("state_representation", "autoencoder")
 EPOCHS, MINIBATCH = 4, 256  # the published settings
+PRETRAINED = {  # what a case of pre-training is called: the model whose pre-training it is
+    "pre-training: state representation": "state_representation",
+    "pre-training: Transporter": "keypoint_features",
+    "pre-training: object masks": "object_masks",
+    "pre-training: autoencoder": "autoencoder",
+}
+PRETRAINING_STEPS = 4  # of one measurement
 
 
 @dataclass
@@ -64,10 +75,8 @@ class Args:
     """only the cases in whose name one of these regular expressions is found (none: all)"""
     compile: bool = False
     """also the cases with --compile"""
-    int8: bool = False
-    """also the cases with --frozen-precision int8"""
-    pretrained_dir: str = "pretrained"
-    """the stored models are <pretrained-dir>/<Game>/<name>.pt"""
+    pretrained_dir: str | None = None
+    """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: the repository's pretrained/)"""
     output: str = "benchmark/throughput"
     """<output>.json and <output>.csv"""
     cuda: bool | Literal["auto"] = "auto"
@@ -81,7 +90,7 @@ class Case:
     """What is on in one training loop."""
 
     name: str
-    kind: Literal["end to end", "WSA, four models", "WSA, light models"]
+    kind: str  # "end to end", "WSA, four models", "WSA, light models", or one of PRETRAINED
     vector_envs: bool = True  # ale-py's C++ environments; off: gymnasium's wrappers, one game after the other
     uint8_storage: bool = True  # off: observations become float32 as they arrive
     kept_embeddings: bool = True  # off: the frozen models run again for each minibatch
@@ -89,63 +98,48 @@ class Case:
     folded_batch_norm: bool = True
     composed_convolutions: bool = True
     fused_adam: bool = True
-    kept_precision: str = "float16"
-    minibatch_room: bool = True  # off: new memory for each minibatch
-    frozen_precision: str = "float32"
-    env_groups: int = 1
+    freed_memory_kept: bool = True  # off: it goes back to the system, and new pages are asked for
+    precision: Precision = "auto"
     compile: bool = False
-    cuda_graphs: bool = False
-    tf32: bool = False
 
 
 def cases(args: Args) -> list[Case]:
     """All cases, in the order of the table."""
     e2e, four, light = Case("script", "end to end"), Case("script", "WSA, four models"), Case("script", "WSA, light models")
-    nothing = {"channels_last": False, "fused_adam": False}
+    nothing = {"channels_last": False, "fused_adam": False, "precision": "float32", "freed_memory_kept": False}
     found = [
         Case("plain", "end to end", vector_envs=False, uint8_storage=False, **nothing),
         e2e,
+        replace(e2e, name="script --precision float32", precision="float32"),
         replace(e2e, name="script, without C++ environments", vector_envs=False),
         replace(e2e, name="script, without uint8 storage", uint8_storage=False),
         replace(e2e, name="script, without channels_last", channels_last=False),
         replace(e2e, name="script, without fused Adam", fused_adam=False),
-        replace(e2e, name="script --env-groups 2", env_groups=2),
+        replace(e2e, name="script, without keeping freed memory", freed_memory_kept=False),
         Case(
             "plain",
             "WSA, four models",
-            kept_precision="float32",
-            minibatch_room=False,
+            vector_envs=False,
             kept_embeddings=False,
             folded_batch_norm=False,
             composed_convolutions=False,
             **nothing,
         ),
         four,
+        replace(four, name="script --precision float32", precision="float32"),
         replace(four, name="script, without kept embeddings", kept_embeddings=False),
-        replace(four, name="script, without channels_last and room for minibatches", channels_last=False, minibatch_room=False),
+        replace(four, name="script, without channels_last", channels_last=False),
         replace(four, name="script, without folded batch norm", folded_batch_norm=False),
         replace(four, name="script, without composed convolutions", composed_convolutions=False),
         replace(four, name="script, without fused Adam", fused_adam=False),
-        replace(four, name="script, without room for minibatches", minibatch_room=False),
-        replace(four, name="script --kept-precision float32", kept_precision="float32"),
-        replace(four, name="script --env-groups 2", env_groups=2),
+        replace(four, name="script, without keeping freed memory", freed_memory_kept=False),
         light,
+        replace(light, name="script --precision float32", precision="float32"),
     ]
-    if args.int8:
-        found += [replace(four, name="script --frozen-precision int8", frozen_precision="int8")]
+    found += [Case(name, kind, precision=of) for kind in PRETRAINED for name, of in (("plain", "float32"), ("script", "auto"))]
     if args.compile:
         found += [replace(case, name="script --compile", compile=True) for case in (e2e, four, light)]
-    if args.compile and args.int8:
-        found += [replace(four, name="script --compile --frozen-precision int8", compile=True, frozen_precision="int8")]
-    if processes.on_cuda(args.cuda):
-        found += [replace(case, name="script --tf32", tf32=True) for case in (e2e, four)]
-        found += [replace(four, name="script --frozen-precision bfloat16", frozen_precision="bfloat16")]
-    if processes.on_cuda(args.cuda) and args.compile:
-        quick = {"tf32": True, "compile": True, "cuda_graphs": True, "env_groups": 2}
-        found += [replace(e2e, name="script --tf32 --compile --cuda-graphs --env-groups 2", **quick)]
-        name = "script --tf32 --compile --cuda-graphs --env-groups 2 --frozen-precision bfloat16"
-        found += [replace(case, name=name, frozen_precision="bfloat16", **quick) for case in (four, light)]
-    order = [case.kind for case in (e2e, four, light)]
+    order = [case.kind for case in (e2e, four, light)] + list(PRETRAINED)
     found = [case for case in found if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)]
     return sorted(found, key=lambda case: order.index(case.kind))
 
@@ -174,30 +168,30 @@ class Loop:
 
     def __init__(self, case: Case, args: Args, device: torch.device):
         self.case, self.args, self.device = case, args, device
+        self.precision = precision.choose(case.precision, device)
+        self.steps = args.num_envs * args.num_steps
         torch.manual_seed(0)
-        self.group_size = args.num_envs // case.env_groups
         if case.vector_envs:
-            self.groups = [make_envs(args.env_id, self.group_size, life_loss_info=True) for _ in range(case.env_groups)]
+            self.envs = make_envs(args.env_id, args.num_envs, life_loss_info=True)
         else:
-            self.groups = [python_envs(args.env_id, self.group_size)]
-        num_actions = int(self.groups[0].single_action_space.n)
+            self.envs = python_envs(args.env_id, args.num_envs)
+        num_actions = int(self.envs.single_action_space.n)
         self.frozen = None
         if case.kind == "end to end":
-            self.agent = (ppo_e2e_atari.Agent if case.channels_last else PlainAgent)(num_actions)
+            self.agent = (ppo_e2e_atari.Agent if case.channels_last else PlainAgent)(num_actions, self.precision)
             loss = partial(ppo_e2e_atari.ppo_loss, self.agent, ent_coef=0.01, vf_coef=0.5)
         else:
             flags = ppo_wsa_atari.Args(
                 env_id=args.env_id,
                 encoders=PAPER if case.kind == "WSA, four models" else LIGHT,
                 pretrained_dir=args.pretrained_dir,
-                frozen_precision=case.frozen_precision,
-                kept_precision=case.kept_precision,
+                precision=self.precision,
                 compile=case.compile,
-                cuda_graphs=case.cuda_graphs,
             )
             self.frozen = ppo_wsa_atari.FrozenModels(flags)
-            if case.folded_batch_norm:
-                self.frozen.prepare(flags, device)
+            self.frozen.prepare(flags, device)
+            if not case.folded_batch_norm:
+                self.frozen.fast = {name: model.to(getattr(torch, self.precision)) for name, model in self.frozen.models.items()}
             self.agent = ppo_wsa_atari.Agent(self.frozen.shapes, self.frozen.context_name, num_actions, flags)
             loss = partial(ppo_wsa_atari.ppo_loss, self.agent, ent_coef=0.01, vf_coef=0.5, weights_ent_coef=0.0)
             for module in self.agent.modules():
@@ -211,15 +205,13 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True if case.fused_adam else None)
         self.act, self.loss = self.agent.get_action_and_value, loss
         if case.compile:
-            mode = "reduce-overhead" if case.cuda_graphs else "default"
-            self.act, self.loss = torch.compile(self.act, mode=mode), torch.compile(self.loss, mode=mode)
-        self.room: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # for minibatches
+            self.act, self.loss = torch.compile(self.act), torch.compile(self.loss)
+        self.kept: dict[str, torch.Tensor] = {}
+        self.room: dict[str, torch.Tensor] = {}  # for minibatches
         self.seconds: dict[str, float] = {}
-        self.seen = []
-        for number, envs in enumerate(self.groups):
-            seeds = np.arange(self.group_size) + 100 * number
-            obs, _ = envs.reset(seed=seeds if case.vector_envs else [int(seed) for seed in seeds])
-            self.seen.append(self.look(obs))
+        seeds = np.arange(args.num_envs)
+        obs, _ = self.envs.reset(seed=seeds if case.vector_envs else [int(seed) for seed in seeds])
+        self.seen = self.look(obs)
 
     def timed(self, phase: str, function: Any, *values: Any) -> Any:
         """Call, and count the time it took; on CUDA until the GPU has done it."""
@@ -231,7 +223,7 @@ class Loop:
         return result
 
     def look(self, obs: np.ndarray) -> dict[str, torch.Tensor]:
-        """Observations of one group as the rollout keeps them: {"obs": ...} or {model: embedding}."""
+        """Observations as the rollout keeps them: {"obs": ...} or {model: embedding}."""
         x = processes.to_device(obs, self.device)
         if self.frozen is None and self.case.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -242,71 +234,89 @@ class Loop:
         return seen
 
     def features_of(self, seen: dict[str, torch.Tensor]) -> Any:
-        return seen["obs"] if self.frozen is None else {name: z.float() for name, z in seen.items() if name != "obs"}
+        return seen["obs"] if self.frozen is None else {name: z for name, z in seen.items() if name != "obs"}
 
     @torch.no_grad()
     def choose(self, seen: dict[str, torch.Tensor]) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
         action, logprob, _, value, *_ = self.act(self.features_of(seen))
-        return action.cpu().numpy(), (action.clone(), logprob.clone(), value.clone())  # a recorded computation overwrites what it gave
+        return action.cpu().numpy(), (action, logprob, value)
 
     def iteration(self) -> None:
         """One rollout and four epochs over it."""
-        processes.use_tf32(self.case.tf32)
-        kept, chosen, rewards, dones = [], [], [], []
-        for _ in range(self.args.num_steps):
-            for group, envs in enumerate(self.groups):
-                seen = self.seen[group]
-                actions, results = self.timed("policy", self.choose, seen)
-                if self.case.env_groups > 1:
-                    envs.send(actions)
-                kept.append(self.timed("storage", self.keep, seen))
-                chosen.append(results)
-            for group, envs in enumerate(self.groups):
-                if self.case.env_groups > 1:
-                    obs, reward, terminated, truncated, _ = self.timed("emulation", envs.recv)
-                else:
-                    obs, reward, terminated, truncated, _ = self.timed("emulation", envs.step, actions)
-                rewards.append(torch.from_numpy(np.sign(reward).astype(np.float32)))
-                dones.append(torch.from_numpy(terminated | truncated).float())
-                self.seen[group] = self.look(obs)
-        self.timed("update", self.update, kept, chosen, rewards, dones)
+        processes.keep_freed_memory(self.case.freed_memory_kept)
+        chosen, rewards, dones = [], [], []
+        for step in range(self.args.num_steps):
+            actions, results = self.timed("policy", self.choose, self.seen)
+            self.timed("storage", self.keep, self.seen, step)
+            chosen.append(results)
+            obs, reward, terminated, truncated, _ = self.timed("emulation", self.envs.step, actions)
+            rewards.append(torch.from_numpy(np.sign(reward).astype(np.float32)))
+            dones.append(torch.from_numpy(terminated | truncated).float())
+            self.seen = self.look(obs)
+        self.timed("update", self.update, chosen, rewards, dones)
 
-    def keep(self, seen: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def keep(self, seen: dict[str, torch.Tensor], step: int) -> None:
+        """Write what was seen into the rollout's storage, made at the first call."""
         if self.frozen is not None and not self.case.kept_embeddings:
-            return {"obs": seen["obs"]}
-        dtype = getattr(torch, self.case.kept_precision)
-        return seen if self.frozen is None else {name: z.to(dtype) for name, z in seen.items()}
+            seen = {"obs": seen["obs"]}
+        for name, values in seen.items():
+            if name not in self.kept:
+                layout = torch.channels_last if values.dim() == 4 and self.case.channels_last else torch.contiguous_format
+                self.kept[name] = values.new_zeros((self.steps, *values.shape[1:])).to(memory_format=layout)
+            self.kept[name][step * len(values) : (step + 1) * len(values)] = values
 
-    def take(self, name: str, values: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
-        if name not in self.room:
-            self.room[name] = values[: len(inds)].clone(), values[: len(inds)].float()
-        return ppo_wsa_atari.take_rows(values, inds, *self.room[name])
-
-    def update(self, kept: list, chosen: list, rewards: list, dones: list) -> None:
+    def update(self, chosen: list, rewards: list, dones: list) -> None:
         shape = (self.args.num_steps, self.args.num_envs)
-        b_seen = {name: torch.cat([seen[name] for seen in kept]) for name in kept[0]}
         b_actions, b_logprobs, b_values = (torch.cat(part) for part in zip(*chosen, strict=True))
         with torch.no_grad():
-            last = torch.cat([self.agent.get_value(self.features_of(seen)) for seen in self.seen])
+            last = self.agent.get_value(self.features_of(self.seen))
         rewards, dones = torch.cat(rewards).view(shape).to(self.device), torch.cat(dones).view(shape).to(self.device)
         advantages, returns = ppo_e2e_atari.compute_advantages(rewards, b_values.view(shape), dones, last, dones[-1], 0.99, 0.95)
         b_advantages, b_returns = advantages.flatten(), returns.flatten()
         clip_range = torch.tensor(0.1, device=self.device)
         for _ in range(EPOCHS):
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
-                if self.frozen is not None and self.case.kept_embeddings and self.case.minibatch_room:
-                    seen = {name: self.take(name, values, inds) for name, values in b_seen.items()}
+                if self.case.channels_last:
+                    seen = {name: processes.take_rows(values, inds, self.room.get(name)) for name, values in self.kept.items()}
+                    self.room = seen if self.frozen is not None else {}
                 else:
-                    seen = {name: values[inds] for name, values in b_seen.items()}
+                    seen = {name: values[inds] for name, values in self.kept.items()}
                 if self.frozen is not None and not self.case.kept_embeddings:
                     obs = seen["obs"] if self.case.uint8_storage else seen["obs"].byte()
                     seen = self.timed("frozen models in the update", self.frozen, obs, self.agent.names)
-                normalised = processes.normalise(b_advantages[inds])
-                loss, *_ = self.loss(self.features_of(seen), b_actions[inds], b_logprobs[inds], normalised, b_returns[inds], clip_range)
+                free = torch.ones(len(inds), dtype=torch.bool, device=self.device)
+                normalised = processes.normalise(b_advantages[inds], free)
+                seen, of_rollout = self.features_of(seen), (b_actions[inds], b_logprobs[inds], normalised, b_returns[inds])
+                loss, *_ = self.loss(seen, *of_rollout, free, free.sum(), clip_range)
                 self.optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.agent.parameters(), 0.5)
                 self.optimizer.step()
+
+
+class PretrainingLoop:
+    """One model's pre-training at the batch size of the CPU's budget, on frames of random play."""
+
+    def __init__(self, case: Case, args: Args, device: torch.device):
+        self.case, self.device, self.steps, self.seconds = case, device, PRETRAINING_STEPS, {}
+        self.precision = precision.choose(case.precision, device)
+        torch.manual_seed(0)
+        self.pretraining = PRETRAININGS[PRETRAINED[case.kind]]().to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.pretraining.parameters(), **self.pretraining.adam, fused=True)
+        frames = ppo_wsa_atari.typical_frames(args.env_id)
+        batch_size = self.pretraining.batch_size["cpu"]
+        self.obs, self.later_obs = (frames[part : part + batch_size].to(device) for part in (100, 101))
+
+    def iteration(self) -> None:
+        processes.keep_freed_memory()
+        for _ in range(self.steps):
+            with precision.autocast(self.precision, self.device):
+                loss = self.pretraining.loss(self.obs, self.later_obs, torch.tensor(0.5))["loss"]
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -320,7 +330,7 @@ def start_up(script: str, args: Args) -> float:
     flags = f"--env-id {args.env_id} --cuda {args.cuda} --num-envs {args.num_envs} --num-steps 1 --num-minibatches 1 --update-epochs 1"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, f"{script}.py", *flags.split(), "--total-timesteps", str(args.num_envs), "--runs-dir", folder]
-        command += ["--pretrained-dir", args.pretrained_dir] if script == "ppo_wsa_atari" else []
+        command += ["--pretrained-dir", args.pretrained_dir] if script == "ppo_wsa_atari" and args.pretrained_dir else []
         begin = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - begin
@@ -330,8 +340,6 @@ def main(args: Args) -> None:
     game_name(args.env_id)
     processes.check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
     processes.require_cuda(args)
-    if args.num_envs % 2:
-        raise InputError(f"--num-envs {args.num_envs}: it must be even, as some cases split the games into two groups.")
     ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))  # says which models are missing
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
     for script, seconds in started.items():
@@ -341,11 +349,10 @@ def main(args: Args) -> None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
-    steps = args.num_envs * args.num_steps
     loops, rows = [], []
     for case in cases(args):
         begin = time.perf_counter()
-        loop = Loop(case, args, device)
+        loop = (PretrainingLoop if case.kind in PRETRAINED else Loop)(case, args, device)
         loop.iteration()  # not counted: first calls allocate, choose kernels, compile
         loops.append((loop, time.perf_counter() - begin, []))
         print(f"ready: {case.kind}: {case.name} ({loops[-1][1]:.0f} s)", flush=True)
@@ -357,11 +364,11 @@ def main(args: Args) -> None:
             times.append((time.perf_counter() - begin, loop.seconds))
         print(f"round {number + 1} of {args.rounds}", flush=True)
 
-    def speed(times: list) -> float:
-        return steps / float(np.median([total for total, _ in times]))
+    def speed(loop: Loop | PretrainingLoop, times: list) -> float:
+        return loop.steps / float(np.median([total for total, _ in times]))
 
-    plain = {loop.case.kind: speed(times) for loop, _, times in loops if loop.case.name == "plain"}
-    whole = {loop.case.kind: speed(times) for loop, _, times in loops if loop.case.name == "script"}
+    plain = {loop.case.kind: speed(loop, times) for loop, _, times in loops if loop.case.name == "plain"}
+    whole = {loop.case.kind: speed(loop, times) for loop, _, times in loops if loop.case.name == "script"}
     for loop, ready, times in loops:
         kind = loop.case.kind
         total = sum(total for total, _ in times)
@@ -370,11 +377,12 @@ def main(args: Args) -> None:
         again = shares.pop("frozen models in the update")
         shares["frozen models"] += again
         shares["update"] -= again
-        row = {"kind": kind, "case": loop.case.name, "steps_per_second": speed(times)}
-        row["slowest"], row["fastest"] = (steps / pick(total for total, _ in times) for pick in (max, min))
-        row["times_plain"] = speed(times) / plain[kind] if kind in plain else None
-        row["of_script"] = speed(times) / whole[kind] if kind in whole else None
-        row |= {f"share_{phase.replace(' ', '_')}": seconds / total for phase, seconds in shares.items()}
+        row = {"kind": kind, "case": loop.case.name, "precision": loop.precision, "steps_per_second": speed(loop, times)}
+        row["slowest"], row["fastest"] = (loop.steps / pick(total for total, _ in times) for pick in (max, min))
+        row["times_plain"] = speed(loop, times) / plain[kind] if kind in plain else None
+        row["of_script"] = speed(loop, times) / whole[kind] if kind in whole else None
+        if kind not in PRETRAINED:
+            row |= {f"share_{phase.replace(' ', '_')}": seconds / total for phase, seconds in shares.items()}
         rows.append(row | {"first_iteration_seconds": ready})
 
     found = machine(device)
@@ -382,7 +390,8 @@ def main(args: Args) -> None:
     print(f"{'case':<58} {'steps/s':>8} {'x plain':>8} {'of script':>9}   emulation  frozen  policy  update")
     for row in rows:
         ratios = [f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")]
-        shares = [f"{row[f'share_{phase}']:.0%}" for phase in ("emulation", "frozen_models", "policy", "update")]
+        phases = ("emulation", "frozen_models", "policy", "update")
+        shares = [f"{row[f'share_{phase}']:.0%}" if f"share_{phase}" in row else "" for phase in phases]
         print(
             f"{row['kind'] + ': ' + row['case']:<58} {row['steps_per_second']:>8.1f} {ratios[0]:>8} {ratios[1]:>9}   "
             f"{shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {shares[3]:>6}"

@@ -62,11 +62,11 @@ class SpatialAdapter(nn.Module):
             first, second = self.pointwise, self.spatial
             weight = torch.einsum("omhw,mi->oihw", second.weight, first.weight[:, :, 0, 0])
             bias = second.bias + torch.einsum("omhw,m->o", second.weight, first.bias)
-            return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), bias, second.stride).relu()
-        x = self.pointwise(x)
-        if self.spatial is not None:
-            x = self.spatial(x)
-        x = x.relu()
+            x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), bias, second.stride)
+        else:
+            x = self.pointwise(x)
+            x = x if self.spatial is None else self.spatial(x)
+        x = x.contiguous().relu()  # fast: behind the change of layout that flattening needs, not before it
         return F.adaptive_avg_pool2d(x, GRID) if self.pools else x
 
 

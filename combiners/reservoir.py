@@ -56,9 +56,11 @@ class Reservoir(Concatenation):
         Returns:
             h and the state to give next time, both (num_envs, units), here the same.
         """
-        x = torch.cat([z.flatten(1) for z in self.adapt(embeddings).values()], dim=1)
-        state = state * ~new_game[:, None]
-        h = torch.tanh(x @ self.w_in.T + state @ self.w_res.T)
+        with torch.autocast(state.device.type, enabled=False):  # float32: what is rounded here comes back with each step
+            adapted = self.adapt({name: z.float() for name, z in embeddings.items()})
+            x = torch.cat([z.flatten(1) for z in adapted.values()], dim=1)
+            state = state * ~new_game[:, None]
+            h = torch.tanh(x @ self.w_in.T + state @ self.w_res.T)
         return h, h
 
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor | None) -> torch.Tensor:

@@ -37,15 +37,16 @@ class WeightedSum(nn.Module):
         raise NotImplementedError
 
     def adapt(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """{name: (B, *shape)} and (B, *context_shape) -> e (B, N, d) and c (B, d)."""
-        e = torch.stack([adapter(embeddings[name]) for name, adapter in self.adapters.items()], dim=1)
-        return e, self.context_adapter(context) if self.uses_context else None
+        """{name: (B, *shape)} and (B, *context_shape) -> e (B, N, d) and c (B, d), float32."""
+        e = torch.stack([adapter(embeddings[name]) for name, adapter in self.adapters.items()], dim=1).float()
+        return e, self.context_adapter(context).float() if self.uses_context else None
 
     def state_and_weights(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """State h (B, d) and the weights that made it (B, N)."""
         e, c = self.adapt(embeddings, context)
-        w = self.scores(e, c).softmax(dim=1)
-        return (w[:, :, None] * e).sum(dim=1), w
+        with torch.autocast(e.device.type, enabled=False):  # scores and weights are float32, also where the adapters are not
+            w = self.scores(e, c).softmax(dim=1)
+            return (w[:, :, None] * e).sum(dim=1), w
 
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
         """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""

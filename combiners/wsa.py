@@ -44,4 +44,6 @@ class WeightSharingAttention(WeightedSum):
     @torch.no_grad()
     def dead_scores(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> float:
         """Share of scores that the ReLU holds at 0, where no gradient passes."""
-        return (self.scores(*self.adapt(embeddings, context)) == 0).float().mean().item()
+        e, c = self.adapt(embeddings, context)
+        with torch.autocast(e.device.type, enabled=False):
+            return (self.scores(e, c) == 0).float().mean().item()

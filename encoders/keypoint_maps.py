@@ -32,7 +32,7 @@ def keypoints(maps: torch.Tensor) -> torch.Tensor:
     The mean place under the softmax over the whole map (Jakab et al. 2018, arXiv 1806.07823, eq. 1).
     """
     height, width = maps.shape[2:]
-    where = maps.flatten(2).softmax(dim=2).unflatten(2, (height, width))
+    where = maps.float().flatten(2).softmax(dim=2).unflatten(2, (height, width))
     x = (where.sum(dim=2) * torch.linspace(-1, 1, width, device=maps.device)).sum(dim=2)
     y = (where.sum(dim=3) * torch.linspace(-1, 1, height, device=maps.device)).sum(dim=2)
     return torch.stack([x, y], dim=2)

@@ -6,7 +6,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from atari import GameTracker, env_seeds, game_name, make_env, make_envs, play_games
+from atari import env_seeds, fire_action, game_name, lost_life, make_env, make_envs, play_games
 from storage import InputError
 
 
@@ -66,7 +66,6 @@ def test_whole_games_in_breakout_against_the_emulator():
     """Raw scores of whole games, through lost lives, must be what the emulators themselves say: no rewards of one life alone."""
     envs = make_envs("ALE/Breakout-v5", 3, life_loss_info=True)
     _, info = envs.reset(seed=env_seeds(3, 7))
-    tracker = GameTracker(info["lives"])
     rng = np.random.default_rng(0)
     reference: list[tuple[int, int]] = []
     score, length = np.zeros(3, dtype=int), np.zeros(3, dtype=int)
@@ -74,10 +73,9 @@ def test_whole_games_in_breakout_against_the_emulator():
     for _ in range(1500):
         _, rewards, terminated, truncated, info = envs.step(rng.integers(4, size=3))
         score, length = score + rewards, length + 1
-        game_over, finished = tracker.step(rewards, terminated, truncated, info["lives"])
-        seen += finished
+        seen += info["games"]
         new_game = info["episode_frame_number"] < frame  # the emulator's own clock starts anew with each game
-        np.testing.assert_array_equal(game_over, new_game)
+        np.testing.assert_array_equal(info["game_over"], new_game)
         lives_lost += int((terminated & ~new_game).sum())
         for i in np.flatnonzero(new_game):
             reference.append((int(score[i]), int(length[i])))
@@ -94,12 +92,10 @@ def test_whole_games_against_an_environment_without_life_loss():
     scores = []
     for life_loss_info in (True, False):
         envs = make_envs("ALE/Breakout-v5", 2, life_loss_info=life_loss_info)
-        _, info = envs.reset(seed=env_seeds(2, 11))
-        tracker, rng = GameTracker(info["lives"]), np.random.default_rng(1)
-        games = []
+        envs.reset(seed=env_seeds(2, 11))
+        games, rng = [], np.random.default_rng(1)
         for _ in range(600):
-            _, rewards, terminated, truncated, info = envs.step(rng.integers(4, size=2))
-            games += tracker.step(rewards, terminated, truncated, info["lives"])[1]
+            games += envs.step(rng.integers(4, size=2))[-1]["games"]
         envs.close()
         scores.append(games)
     assert len(scores[0]) >= 3 and scores[0] == scores[1]
@@ -159,3 +155,93 @@ def test_the_open_environment_starts_games_as_training_does(game, first, noop_ma
     expected = clocks(make_envs(f"ALE/{game}-v5", 2, noop_max=noop_max), np.arange(2))
     seen = clocks(make_env(f"ALE/{game}-v5", noop_max=noop_max), 0)
     assert seen == expected == set(range(first, noop_max))
+
+
+# --- FIRE after a lost life ---
+
+BALL_Y = 101  # byte of Breakout's memory: 0 while no ball is in play (Anand et al. 2019, arXiv 1906.08226, appendix)
+
+
+def test_games_that_have_fire():
+    assert {game: fire_action(f"ALE/{game}-v5") for game in ("Breakout", "Pong", "MsPacman")} == {
+        "Breakout": 1,
+        "Pong": 1,
+        "MsPacman": None,
+    }
+
+
+@pytest.mark.parametrize("action", [0, 2])
+def test_after_each_lost_life_the_ball_is_in_play(action):
+    """An agent that stands still, or only goes right, never presses FIRE: it loses all of its lives all the same."""
+    env = make_env("ALE/Breakout-v5")
+    env.reset(seed=3)
+    played, lives, ball = [], [], []
+    for _ in range(400):
+        _, _, terminated, _, info = env.step(action)
+        played.append(info["action"])
+        lives.append(info["lives"])
+        ball.append(int(env.unwrapped.ale.getRAM()[BALL_Y]))
+        if terminated:
+            break
+    lost = [t for t in range(1, len(lives)) if 0 < lives[t] < lives[t - 1]]
+    assert terminated and len(lost) == 4  # five lives; the fifth loss ends the game
+    for t in lost:
+        assert played[t : t + 3] == [action, 1, action] and ball[t] == 0 and ball[t + 3] != 0
+    assert sum(a != action for a in played) == 4
+
+
+def test_fire_is_forced_where_a_life_was_lost_and_nowhere_else():
+    """In the vector environment, with and without lives reported, through ends of games and games that are cut off."""
+    for life_loss_info in (False, True):
+        envs = make_envs("ALE/Breakout-v5", 3, life_loss_info=life_loss_info, max_frames_per_game=700)
+        _, info = envs.reset(seed=env_seeds(3, 5))
+        assert (envs.forced == -1).all()
+        lives, rng, lost, cut = info["lives"].copy(), np.random.default_rng(2), 0, 0
+        for _ in range(700):
+            before = envs.forced.copy()
+            _, _, terminated, truncated, info = envs.step(rng.choice([0, 2, 3], size=3))
+            expected = np.where((info["lives"] < lives) & (info["lives"] > 0) & ~truncated, 1, -1)
+            np.testing.assert_array_equal(envs.forced, expected)
+            assert not (before[expected == 1] == 1).any()  # no two in a row: each is pressed once
+            lost, cut, lives = lost + int((expected == 1).sum()), cut + int(truncated.sum()), info["lives"].copy()
+        assert lost >= 20 and cut >= 3
+        envs.reset(seed=env_seeds(3, 6))
+        assert (envs.forced == -1).all()
+        envs.close()
+
+
+def test_a_game_that_is_cut_off_is_no_lost_life():
+    """Cut off when four lives are left of five won lives: the new game's number of lives may be smaller, and nothing was lost."""
+    found = lost_life(np.array([5, 6, 5, 0, 1]), np.array([4, 5, 5, 0, 5]), np.array([False, True, False, False, False]))
+    assert found.tolist() == [True, False, False, False, False]
+
+
+def test_games_without_fire_are_left_alone():
+    envs = make_envs("ALE/MsPacman-v5", 2)
+    _, info = envs.reset(seed=env_seeds(2, 1))
+    lives, lost = info["lives"].copy(), 0
+    for _ in range(400):
+        _, _, _, _, info = envs.step(np.zeros(2, dtype=np.int64))
+        lost += int((info["lives"] < lives).sum())
+        lives = info["lives"].copy()
+        assert (envs.forced == -1).all()
+    envs.close()
+    assert lost >= 2
+
+
+def test_one_press_with_sticky_actions_nearly_always_serves():
+    """A press lasts four frames, each of which repeats the action before with probability 1/4: it fails once in 256."""
+    env = make_env("ALE/Breakout-v5", repeat_action_probability=0.25)
+    served = []
+    for seed in range(4):
+        env.reset(seed=seed)
+        wait = None
+        for t in range(1200):
+            _, _, terminated, _, info = env.step(1 if t < 10 else 0)
+            wait = 3 if env.must_fire else wait - 1 if wait else wait
+            if wait == 0:
+                served.append(int(env.unwrapped.ale.getRAM()[BALL_Y]) != 0)
+                wait = None
+            if terminated:
+                break
+    assert len(served) >= 12 and sum(served) >= len(served) - 1

@@ -23,7 +23,7 @@ from evaluate import STREAM, Args, games_and_envs, main, summarise, summarise_we
 from storage import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False}
+SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "precision": "float32"}
 
 
 @pytest.fixture(scope="session")

@@ -215,6 +215,7 @@ def args(tmp_path, models):
             "runs_dir": str(tmp_path / "runs"),
             "pretrained_dir": models,
             "cuda": False,
+            "precision": "float32",
         }
         if changes.get("combiner") == "reservoir":
             settings["reservoir_units"] = 64
@@ -284,9 +285,9 @@ def test_reservoir_states_of_a_rollout(args, monkeypatch):
 
     monkeypatch.setitem(COMBINERS, "reservoir", Spy)
     breakout = {"env_id": "ALE/Breakout-v5", "untrained_encoders": True, "encoders": ("state_representation",), "update_epochs": 1}
-    main(args(combiner="reservoir", reservoir_input_scale=0.05, total_timesteps=512, **breakout))
+    main(args(combiner="reservoir", reservoir_input_scale=0.05, total_timesteps=640, **breakout))
     ends = np.array([new_game for _, new_game, *_ in recorded[1:]])
-    assert len(recorded) == 1 + 256 and (ends.any(axis=1) & ~ends.all(axis=1)).any()
+    assert len(recorded) == 1 + 320 and (ends.any(axis=1) & ~ends.all(axis=1)).any()
     assert recorded[0][1].all()
     state = np.zeros((2, 64))
     for (x, new_game, h, _), (w_in, w_res) in zip(recorded, games, strict=True):
@@ -477,7 +478,7 @@ def test_bad_input_is_refused(args, changes, says):
 
 def test_centred_embeddings(args, tmp_path):
     """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same shift and scale."""
-    plain, centred = (ppo_wsa_atari.FrozenModels(args(kept_precision="float32")) for _ in range(2))
+    plain, centred = (ppo_wsa_atari.FrozenModels(args()) for _ in range(2))
     centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
     frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
     assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames.__wrapped__("ALE/Pong-v5"))
@@ -490,7 +491,7 @@ def test_centred_embeddings(args, tmp_path):
         np.testing.assert_allclose(seen[name].mean(dim=0).numpy(), 0, atol=1e-3)
         assert seen[name].square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
         np.testing.assert_allclose(seen_other[name].numpy(), (raw_other[name].numpy() - mean) / scale, rtol=1e-3, atol=1e-3)
-    run = main(args(total_timesteps=32, centre_embeddings=True, kept_precision="float32"))
+    run = main(args(total_timesteps=32, centre_embeddings=True))
     agent = load_agent(run / "checkpoint.pt")
     for name, z in agent.frozen(frames[:8], names).items():
         torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)

@@ -14,7 +14,15 @@ from probe_encoders import VARIABLES
 from storage import InputError
 
 CPU = torch.device("cpu")
-SMALL = {"num_envs": 4, "num_steps": 16, "total_timesteps": 128, "num_minibatches": 2, "update_epochs": 2, "cuda": False}
+SMALL = {
+    "num_envs": 4,
+    "num_steps": 16,
+    "total_timesteps": 128,
+    "num_minibatches": 2,
+    "update_epochs": 2,
+    "cuda": False,
+    "precision": "float32",
+}
 
 
 def make_args(tmp_path, **flags) -> Args:
@@ -186,6 +194,18 @@ def test_what_the_rewards_own_networks_learn_from(tmp_path):
     assert outside["inverse"].item() == 0
 
 
+def inside(monkeypatch, wrapper):
+    """Make the script's environments play what the wrapper makes of the emulators' steps."""
+    make = pretrain_policy_atari.make_envs
+
+    def wrapped(*rest):
+        envs = make(*rest)
+        envs.env = wrapper(envs.env)
+        return envs
+
+    monkeypatch.setattr(pretrain_policy_atari, "make_envs", wrapped)
+
+
 class OtherReward(gym.vector.VectorWrapper):
     """The same games with other rewards."""
 
@@ -198,8 +218,7 @@ class OtherReward(gym.vector.VectorWrapper):
 def test_changing_the_games_reward_changes_nothing(tmp_path, kind, monkeypatch):
     args = make_args(tmp_path, intrinsic=kind)
     one = storage.load(main(args) / "checkpoint.pt", "checkpoint")
-    make = pretrain_policy_atari.make_envs
-    monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: OtherReward(make(*rest)))
+    inside(monkeypatch, OtherReward)
     other = storage.load(main(args) / "checkpoint.pt", "checkpoint")
     for part in ("agent", "intrinsic"):
         assert one[part].keys() == other[part].keys()
@@ -223,14 +242,14 @@ class EndsAtStep5(gym.vector.VectorWrapper):
 @pytest.mark.parametrize(("kind", "episodic", "stops_there"), [("ngu", "auto", True), ("rnd", "auto", False), ("ngu", False, False)])
 def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
     """The return of step 5, which ends a game, is its reward with NGU's, and goes on through the end with RND's."""
-    make, compute, calls = pretrain_policy_atari.make_envs, pretrain_policy_atari.compute_advantages, []
+    compute, calls = pretrain_policy_atari.compute_advantages, []
 
     def watched(rewards, values, *rest):
         advantages, returns = compute(rewards, values, *rest)
         calls.append((rewards.clone(), returns))
         return advantages, returns
 
-    monkeypatch.setattr(pretrain_policy_atari, "make_envs", lambda *rest: EndsAtStep5(make(*rest)))
+    inside(monkeypatch, EndsAtStep5)
     monkeypatch.setattr(pretrain_policy_atari, "compute_advantages", watched)
     main(make_args(tmp_path, intrinsic=kind, episodic_return=episodic))
     rewards, returns = calls[0]

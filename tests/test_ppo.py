@@ -41,7 +41,14 @@ def args(tmp_path, models):
     """Makes small flags for a script: two games, rollouts of 16 steps, light models."""
 
     def make(script, **changes):
-        settings = {"num_envs": 2, "num_steps": 16, "total_timesteps": 128, "runs_dir": str(tmp_path / "runs"), "cuda": False}
+        settings = {
+            "num_envs": 2,
+            "num_steps": 16,
+            "total_timesteps": 128,
+            "runs_dir": str(tmp_path / "runs"),
+            "cuda": False,
+            "precision": "float32",
+        }
         if script is ppo_wsa_atari:
             settings |= {"encoders": ("state_representation", "image_completion"), "features_dim": 32, "pretrained_dir": models}
         return script.Args(**{**settings, **changes})
@@ -108,15 +115,11 @@ class Recorder:
         self.first = obs.copy(), {key: value.copy() for key, value in info.items()}
         return obs, info
 
-    def send(self, actions):
-        self.sent = actions.copy()
-        self.envs.send(actions)
-
-    def recv(self):
-        result = self.envs.recv()
+    def step(self, actions):
+        result = self.envs.step(actions)
         obs, rewards, terminated, truncated, info = result
         info = {key: value.copy() for key, value in info.items()}
-        self.steps.append((self.sent, obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), info))
+        self.steps.append((actions.copy(), obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), info))
         return result
 
 
@@ -216,21 +219,27 @@ def test_losses_of_a_first_minibatch(script, args, record):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ppo_loss_by_hand(script):
-    """Ratios 2, 2, 1/2, 1/2, 1 under a clip range of 0.1: -min(rA, clip(r)A) is -1.1, 2, -0.5, 0.9, -2 (Schulman et al. 2017, eq. 7, 9)."""
-    old, new = torch.tensor([0.1, 0.1, 0.4, 0.4, 0.5]).log(), torch.tensor([0.2, 0.2, 0.2, 0.2, 0.5]).log()
-    values, returns = torch.tensor([0.0, 1, 2, 3, 4]), torch.ones(5)
+    """Ratios 2, 2, 1/2, 1/2, 1 under a clip range of 0.1: -min(rA, clip(r)A) is -1.1, 2, -0.5, 0.9, -2 (Schulman et al. 2017, eq. 7, 9).
+
+    A sixth step was forced: its value counts ((3 - 1)^2, beside 1, 0, 1, 4, 9), all else leaves it out.
+    """
+    old, new = torch.tensor([0.1, 0.1, 0.4, 0.4, 0.5, 0.01]).log(), torch.tensor([0.2, 0.2, 0.2, 0.2, 0.5, 0.9]).log()
+    values, returns = torch.tensor([0.0, 1, 2, 3, 4, 3]), torch.ones(6)
+    free = torch.tensor([True, True, True, True, True, False])
     wsa = script is ppo_wsa_atari
 
     class Fixed:
         def get_action_and_value(self, seen, actions):
-            found = actions, new, torch.full((5,), 0.5), values
-            return (*found, torch.full((5, 2), 0.5)) if wsa else found
+            found = actions, new, torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, 9.0]), values
+            return (*found, torch.full((6, 2), 0.5)) if wsa else found
 
     options = {"ent_coef": 0.01, "vf_coef": 0.5} | ({"weights_ent_coef": 0.1} if wsa else {})
-    advantages = torch.tensor([1.0, -1, 1, -1, 2])
-    loss, logged, *_ = script.ppo_loss(Fixed(), None, torch.zeros(5), old, advantages, returns, torch.tensor(0.1), **options)
-    assert loss.item() == pytest.approx(-0.14 - 0.01 * 0.5 + 0.5 * 3 - (0.1 * np.log(2) if wsa else 0), abs=1e-5)
-    expected = {"policy_loss": -0.14, "value_loss": 3, "entropy": 0.5, "clipfrac": 0.8, "approx_kl": 0.2, "old_approx_kl": 0}
+    advantages = torch.tensor([1.0, -1, 1, -1, 2, 100])
+    of_rollout = torch.zeros(6), old, advantages, returns, free, free.sum()
+    loss, logged, *_ = script.ppo_loss(Fixed(), None, *of_rollout, torch.tensor(0.1), **options)
+    value_loss = 19 / 6
+    assert loss.item() == pytest.approx(-0.14 - 0.01 * 0.5 + 0.5 * value_loss - (0.1 * np.log(2) if wsa else 0), abs=1e-5)
+    expected = {"policy_loss": -0.14, "value_loss": value_loss, "entropy": 0.5, "clipfrac": 0.8, "approx_kl": 0.2, "old_approx_kl": 0}
     assert {name: value.item() for name, value in logged.items()} == pytest.approx(expected, abs=1e-5)
 
 

@@ -144,7 +144,14 @@ def test_an_expert_plays_its_share(tmp_path):
     """An agent of any script may; here a policy that was trained without reward."""
     import pretrain_policy_atari
 
-    flags = {"total_timesteps": 32, "num_envs": 2, "num_steps": 16, "runs_dir": str(tmp_path / "runs"), "cuda": False}
+    flags = {
+        "total_timesteps": 32,
+        "num_envs": 2,
+        "num_steps": 16,
+        "runs_dir": str(tmp_path / "runs"),
+        "cuda": False,
+        "precision": "float32",
+    }
     run = pretrain_policy_atari.main(pretrain_policy_atari.Args(**flags))
     args = small_args(tmp_path, num_frames=3600, expert_checkpoint=str(run / "checkpoint.pt"), encoders=("autoencoder",), steps=1)
     main(args)

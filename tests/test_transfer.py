@@ -16,19 +16,29 @@ import evaluate
 import ppo_e2e_atari
 import pretrain_policy_atari
 import storage
-from atari import GameTracker, env_seeds, make_envs
+from atari import env_seeds, make_envs
 from dqn_bt_atari import Args, Batch, Flights, QNetwork, ReplayBuffer, load_agent, main, td_loss
 from storage import InputError
 
 CPU = torch.device("cpu")
-SMALL = {"num_envs": 4, "total_timesteps": 240, "learning_starts": 80, "batch_size": 8, "buffer_size": 400, "cuda": False}
+SMALL = {
+    "num_envs": 4,
+    "total_timesteps": 240,
+    "learning_starts": 80,
+    "batch_size": 8,
+    "buffer_size": 400,
+    "cuda": False,
+    "precision": "float32",
+}
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> str:
     """A checkpoint of a policy for Breakout, barely trained."""
     flags = {"env_id": "ALE/Breakout-v5", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "num_minibatches": 2, "update_epochs": 1}
-    run = pretrain_policy_atari.main(pretrain_policy_atari.Args(**flags, runs_dir=str(tmp_path_factory.mktemp("policy")), cuda=False))
+    run = pretrain_policy_atari.main(
+        pretrain_policy_atari.Args(**flags, runs_dir=str(tmp_path_factory.mktemp("policy")), cuda=False, precision="float32")
+    )
     return str(run / "checkpoint.pt")
 
 
@@ -45,15 +55,14 @@ def test_the_buffer_gives_back_explicit_stacks(size):
     n_step, gamma, num_envs = 3, 0.9, 3
     envs = make_envs("ALE/Breakout-v5", num_envs, life_loss_info=True, max_frames_per_game=600)
     buffer = ReplayBuffer(size, num_envs, n_step, gamma)
-    obs, info = envs.reset(seed=np.arange(num_envs))
-    tracker, rng = GameTracker(info["lives"]), np.random.default_rng(0)
+    obs, _ = envs.reset(seed=np.arange(num_envs))
+    rng = np.random.default_rng(0)
     history = [[] for _ in range(num_envs)]  # per environment (observation, action, reward, terminal), or (observation, None) at a cut
     for _ in range(700):
         actions, by_policy = rng.integers(envs.single_action_space.n, size=num_envs), rng.random(num_envs) < 0.3
         next_obs, reward, terminated, truncated, info = envs.step(actions)
-        game_over, _ = tracker.step(reward, terminated, truncated, info["lives"])
         cut = truncated & ~terminated
-        buffer.add(obs[:, -1], actions, by_policy, np.sign(reward), terminated, game_over & ~cut)
+        buffer.add(obs[:, -1], actions, by_policy, np.sign(reward), terminated, info["game_over"] & ~cut)
         for i in range(num_envs):
             history[i].append((obs[i].copy(), actions[i], float(np.sign(reward[i])), bool(terminated[i]), by_policy[i]))
             if cut[i]:
@@ -254,13 +263,13 @@ def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how)
 
     At random, the extra one is one of five actions.
     """
-    drawn, sent, kept = [], [], []
+    drawn, sent, kept, forced = [], [], [], []
     make, load, add, init = dqn_bt_atari.make_envs, dqn_bt_atari.load_policy, ReplayBuffer.add, QNetwork.__init__
 
     def recording_envs(*rest):
         envs = make(*rest)
         step = envs.step
-        envs.step = lambda actions: (sent.append(actions.copy()), step(actions))[1]
+        envs.step = lambda actions: (sent.append(actions.copy()), forced.append(envs.forced >= 0), step(actions))[2]
         return envs
 
     def recording_policy(*rest):
@@ -282,11 +291,12 @@ def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how)
     main(make_args(tmp_path, total_timesteps=160, pretrained_policy=policy, start_e=epsilon, end_e=epsilon, **flags))
     assert len(sent) == 40 and len({action for row in sent for action in row}) == 4
     np.testing.assert_array_equal(sent, [stored for stored, _ in kept])
-    by_policy = np.array([marked for _, marked in kept])
+    by_policy, forced = np.array([marked for _, marked in kept]), np.array(forced)
+    assert forced.any() and (np.array(sent)[forced] == 1).all() and not by_policy[forced].any()  # FIRE after a lost life is nobody's
     if how == "random":
         assert 20 <= by_policy.sum() <= 46  # of 160, a fifth; outside with one seed in 130 (binomial)
     else:
-        assert by_policy.all()
+        assert by_policy[~forced].all()
     steps = np.flatnonzero(by_policy.any(axis=1))
     assert len(drawn) == len(steps)  # once for each step at which it acts
     for actions, step in zip(drawn, steps, strict=True):
@@ -345,6 +355,7 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
             best = q(online, head, obs).argmax(dim=1).numpy()
         random = explore.random(4) < epsilon
         actions = np.where(random, explore.integers(4, size=4), best)
+        actions = np.where(envs.forced >= 0, envs.forced, actions)  # FIRE after a lost life, stored as any action
         next_obs, reward, terminated, truncated, info = envs.step(actions)
         for i in range(4):
             games[i].append((obs[i].copy(), actions[i], np.sign(reward[i]), terminated[i]))

@@ -17,7 +17,7 @@ pytest.importorskip("hackatari")
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory) -> str:
-    settings = {"env_id": "ALE/Pong-v5", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False}
+    settings = {"env_id": "ALE/Pong-v5", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "precision": "float32"}
     run = ppo_e2e_atari.main(ppo_e2e_atari.Args(**settings, runs_dir=str(tmp_path_factory.mktemp("runs"))))
     return str(run / "checkpoint.pt")
 

@@ -18,6 +18,7 @@ def minibatch() -> dict[str, torch.Tensor]:
         "logprobs": -1.8 + 0.1 * torch.randn(32, generator=generator),
         "advantages": 3 + 2 * torch.randn(32, generator=generator),
         "returns": torch.randn(32, generator=generator),
+        "free": torch.rand(32, generator=generator) < 0.7,  # not an equal number in both halves
     }
 
 
@@ -27,8 +28,9 @@ def update(share: slice) -> dict[str, torch.Tensor]:
     agent = Agent(6)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5)
     mine = {name: values[share] for name, values in minibatch().items()}
-    mine["advantages"] = processes.normalise(mine["advantages"])
-    loss, _ = ppo_loss(agent, **mine, clip_coef=torch.tensor(0.1), ent_coef=0.01, vf_coef=0.5)
+    mine["advantages"] = processes.normalise(mine["advantages"], mine["free"])
+    num_free = processes.mean(mine["free"].sum().float())
+    loss, _ = ppo_loss(agent, **mine, num_free=num_free, clip_coef=torch.tensor(0.1), ent_coef=0.01, vf_coef=0.5)
     loss.backward()
     processes.average_gradients(agent.parameters())
     gradients = {f"{name}.grad": parameter.grad.clone() for name, parameter in agent.named_parameters()}
