@@ -20,6 +20,8 @@ The paper's agent is R2D2 on many machines; here it is double DQN (Mnih et al. 2
 in Mnih et al. 2015; n = 3, first update and target period as in Rainbow (Hessel et al. 2018, arXiv 1710.02298, table 1); learning rate and
 epsilon as in CleanRL's dqn_atari.py.
 
+In games that have FIRE, the action after a lost life is FIRE, whatever was chosen (atari.py); it is stored as any transition.
+
 The file reads in the order in which things happen: flags, replay buffer, network, flights, loss, then `main`: set-up, act, store, learn,
 log, save.
 """

@@ -10,6 +10,8 @@ The protocol is that of Piccoli et al. (arXiv 2507.07197, section 5): the best a
 games are HackAtari's (Delfosse et al. 2024, arXiv 2406.03997; install requirements-hackatari.txt) and the modes and difficulties that the
 emulator itself offers (Machado et al. 2018, arXiv 1709.06009).
 
+As in training, the action after a lost life is FIRE in games that have it, whatever the agent chose (atari.py).
+
 The file reads in the order in which things happen: flags, variations, playing and counting, the suite's comparison, one game watched
 closely (plot, film, summary), `main`. It writes into its output folder only.
 """

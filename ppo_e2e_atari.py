@@ -9,6 +9,8 @@
 PPO: Schulman et al. 2017 (arXiv 1707.06347). Network: Mnih et al. 2015 (doi 10.1038/nature14236). Settings: Piccoli et al. 2025
 (arXiv 2507.07197), who take them from the Atari settings of Schulman et al., table 5.
 
+In games that have FIRE, the action after a lost life is FIRE, whatever the policy chose (atari.py): it teaches the values, not the policy.
+
 The file reads in the order in which things happen: flags, network, advantages, loss, then `main`: set-up, rollout, advantages, update, log,
 save. What makes it fast is marked "fast:" where it stands; the README says what the larger ones bring
 (benchmark/throughput.py, benchmark/denormals.py).

@@ -10,6 +10,8 @@ Piccoli, Li, Carfì, Lomonaco, Bacciu: "Combining Pre-Trained Models for Enhance
 2507.07197). PPO: Schulman et al. 2017 (arXiv 1707.06347). The models come from pretrain_encoders.py (encoders/), the combination is in
 combiners/wsa.py. PPO here is that of ppo_e2e_atari.py, acting on embeddings in place of pixels.
 
+In games that have FIRE, the action after a lost life is FIRE, whatever the policy chose (atari.py): it teaches the values, not the policy.
+
 The file reads in the order in which things happen: flags, frozen models, trained agent, advantages, loss, then `main`: set-up, rollout
 (where each frozen model sees each observation once), advantages, update (which reads the kept embeddings), log, save. What makes it fast is
 marked "fast:" where it stands; the README says what the larger ones bring
@@ -365,7 +367,7 @@ class FrozenModels(nn.Module):
 
 @functools.cache
 def typical_frames(env_id: str) -> torch.Tensor:
-    """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: for int8's ranges and for centring."""
+    """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: what centring takes its means from."""
     envs = make_envs(env_id, 8)
     obs, _ = envs.reset(seed=env_seeds(8, 0, 8))
     rng, frames = np.random.default_rng(0), []

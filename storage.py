@@ -233,5 +233,5 @@ def saved_args(path: Path | str, args_class: type, saved: dict[str, Any]) -> Any
     gone = set(saved) - {field.name for field in fields(args_class)}
     if gone:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(gone))
-        raise InputError(f"{path}: it was made by another version of the script, which had {flags}.")
+        raise InputError(f"{path}: another version of the script made it, which had {flags}; this one cannot open it.")
     return args_class(**saved)

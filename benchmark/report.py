@@ -275,11 +275,12 @@ def throughput_table() -> str:
     stored = json.loads((ROOT / "benchmark" / "throughput.json").read_text())
     rows = []
     for row in stored["rows"]:
-        cells = {"case": f"{row['kind']}: {row['case']}", "steps/s": f"{row['steps_per_second']:.3g}"}
+        cells = {"case": f"{row['kind']}: {row['case']}", "precision": row["precision"], "steps/s": f"{row['steps_per_second']:.3g}"}
         cells |= {key.replace("_", " "): f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")}
         cells["slowest to fastest"] = f"{row['slowest']:.3g} to {row['fastest']:.3g}"
         phases = ("emulation", "frozen_models", "policy", "update")
-        rows.append(cells | {phase.replace("_", " "): f"{row[f'share_{phase}']:.0%}" for phase in phases})
+        shares = {phase: row.get(f"share_{phase}") for phase in phases}
+        rows.append(cells | {phase.replace("_", " "): f"{share:.0%}" if share is not None else "" for phase, share in shares.items()})
     about, settings = stored["machine"], stored["settings"]
     where = (
         f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"

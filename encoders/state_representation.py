@@ -62,9 +62,10 @@ class StateRepresentationPretraining(nn.Module):
         return 1.0
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
-        with torch.autocast(obs.device.type, enabled=False):  # at the start all scores are nearly equal: bfloat16 sees noise
-            patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
-            later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)  # (49, B, 32): place, sample, channel
+        patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
+        later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)  # (49, B, 32): place, sample, channel
+        with torch.autocast(obs.device.type, enabled=False):  # at the start all scores are nearly equal: in bfloat16 they would be noise
+            patches, later_patches = patches.float(), later_patches.float()
             global_query = self.global_local(self.encoder.head(patches.flatten(1)))  # (B, 32)
             local_query = self.local_local(patches.flatten(2).permute(2, 0, 1))  # (49, B, 32)
             global_loss = info_nce(global_query.expand(len(later_patches), -1, -1), later_patches)

@@ -143,6 +143,26 @@ def test_an_agent_in_bfloat16_is_nearly_one_in_float32(mode, tmp_path, pretraine
     assert checkpoint["args"]["precision"] == "bfloat16"
 
 
+@pytest.mark.parametrize("mode", ["wsa", "dot_product"])
+def test_scores_and_weights_stay_float32(mode):
+    """The adapters' outputs are rounded, what is made of them is not."""
+    shapes = {"a": (300,), "b": (4, 21, 21)}
+    combine = COMBINERS[mode](shapes, (64, 16, 16), features_dim=64)
+    embeddings = {name: torch.randn(8, *shape).bfloat16() for name, shape in shapes.items()}
+    context = torch.randn(8, 64, 16, 16).bfloat16()
+    with torch.no_grad(), precision.autocast("bfloat16", "cpu"):
+        (e, c), (h, w) = combine.adapt(embeddings, context), combine.state_and_weights(embeddings, context)
+    assert e.dtype == c.dtype == h.dtype == w.dtype == torch.float32 and torch.equal(e, e.bfloat16().float())
+    e, c = e.double(), c.double()
+    if mode == "wsa":
+        linear = combine.scorer.double()
+        scores = (torch.cat([c[:, None].expand_as(e), e], dim=2) @ linear.weight[0] + linear.bias).relu()
+    else:
+        scores = (e * c[:, None]).sum(dim=2) / 8
+    torch.testing.assert_close(w.double(), scores.softmax(dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(h.double(), (w.double()[:, :, None] * e).sum(dim=1), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("script", [ppo_e2e_atari, pretrain_policy_atari, dqn_bt_atari])
 def test_the_other_scripts_in_bfloat16(script, tmp_path):
     flags = {"total_timesteps": 128, "num_envs": 4, "cuda": False, "runs_dir": str(tmp_path)}

@@ -1,5 +1,6 @@
 """Both training scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume, bad input."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ppo_e2e_atari
 import ppo_wsa_atari
+import processes
 import storage
 from encoders import PRETRAININGS, save_encoder
 from storage import InputError
@@ -23,12 +25,12 @@ SCRIPTS = [ppo_e2e_atari, ppo_wsa_atari]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> str:
-    """Stored models with random weights, for Pong and for Breakout: what is tested here does not depend on what they know."""
+    """Stored models with random weights, for Pong, Breakout and Ms. Pacman: what is tested here does not depend on what they know."""
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
-    of_breakout = ("state_representation", "image_completion", "autoencoder")
+    light = ("state_representation", "image_completion", "autoencoder")
     of_pong = ("state_representation", "keypoint_maps", "object_masks", "image_completion", "autoencoder")
-    for game, names in (("Pong", of_pong), ("Breakout", of_breakout)):
+    for game, names in (("Pong", of_pong), ("Breakout", light), ("MsPacman", light)):
         for name in names:
             pretraining = PRETRAININGS[name]()
             for stored in pretraining.stored_models():
@@ -270,6 +272,139 @@ def test_heads_by_hand():
     torch.testing.assert_close(c @ c.T, 1e-4 * torch.eye(2), rtol=1e-3, atol=1e-7)
 
 
+# --- What a rollout stores, and what an update does with it ---
+
+
+@pytest.fixture
+def minibatches(monkeypatch):
+    """Makes a script note down what each call of its loss is given, by name."""
+
+    def install(script):
+        names = ("actions", "logprobs", "advantages", "returns", "free", "num_free")
+        given, original = [], script.ppo_loss
+
+        def noting(agent, seen, *rest, **options):
+            given.append({name: value.clone() for name, value in zip(names, rest, strict=False)})
+            return original(agent, seen, *rest, **options)
+
+        monkeypatch.setattr(script, "ppo_loss", noting)
+        return given
+
+    return install
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rewards_are_clipped_for_learning_and_raw_in_the_log(script, args, record):
+    """In Ms. Pacman a dot brings 10 points: the rollout has 1, the score 10 for each."""
+    recorded = record(script)
+    flags = {"env_id": "ALE/MsPacman-v5", "num_steps": 400, "total_timesteps": 800, "num_minibatches": 1, "update_epochs": 1}
+    run = script.main(args(script, **flags, learning_rate=0.0, max_frames_per_game=1500))
+    raw = np.stack([reward for _, _, reward, *_ in recorded["envs"].steps])
+    cut = np.stack([truncated for *_, truncated, _ in recorded["envs"].steps])  # there the state's value is added
+    rewards = recorded["rollouts"][0][0].numpy()
+    assert raw.max() >= 10 and set(rewards[~cut]) == {0.0, 1.0}
+    np.testing.assert_array_equal(rewards[~cut], np.minimum(raw, 1)[~cut])
+    scores = [score for _, score in scalars(run, "charts/episodic_return")]
+    assert len(scores) == 2 and sorted(scores) == sorted(raw[:375].sum(axis=0))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_gradients_norm_is_clipped(script, args, monkeypatch):
+    """What Adam receives is never longer than --max-grad-norm, and as long as that where the gradient was longer."""
+    norms, step = [], torch.optim.Adam.step
+
+    def noting(self, *rest):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    script.main(args(script, total_timesteps=32, max_grad_norm=0.01))
+    script.main(args(script, total_timesteps=32, max_grad_norm=1000.0))
+    clipped, free = norms[:16], norms[16:]
+    assert clipped == pytest.approx([0.01] * 16, rel=1e-3) and min(free) > 0.02
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_epoch_sees_each_step_once_in_a_new_order(script, args, record, minibatches):
+    recorded, given = record(script), minibatches(script)
+    script.main(args(script, total_timesteps=64, num_steps=32, num_minibatches=4, update_epochs=3, learning_rate=0.0))
+    advantages = recorded["rollouts"][0][-1]
+    returns = (advantages + recorded["rollouts"][0][1]).flatten()
+    assert len(set(returns.tolist())) == 64 and len(given) == 12  # so that a return tells which step it is of
+    epochs = [torch.cat([part["returns"] for part in given[i : i + 4]]) for i in (0, 4, 8)]
+    orders = [[returns.tolist().index(value) for value in epoch.tolist()] for epoch in epochs]
+    for order in orders:
+        assert sorted(order) == list(range(64))
+        steps = np.diff(order)
+        assert (steps == 1).mean() < 0.2  # neighbours in time are no neighbours in a minibatch
+        assert all(len(set(np.array(part) // 16)) >= 3 for part in np.split(np.array(order), 4))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_fire_after_a_lost_life_is_stored_and_teaches_the_policy_nothing(script, args, record, minibatches):
+    """Real Breakout: after each lost life the game received FIRE, whatever was drawn; just these steps are left out of the policy's loss,
+    and of the mean and deviation of advantages."""
+    recorded, given = record(script), minibatches(script)
+    flags = {
+        "env_id": "ALE/Breakout-v5",
+        "num_envs": 4,
+        "num_steps": 128,
+        "total_timesteps": 1024,
+        "update_epochs": 1,
+        "num_minibatches": 2,
+    }
+    script.main(args(script, **flags))
+    lives, forced, sent = recorded["envs"].first[1]["lives"], [np.zeros(4, dtype=bool)], []
+    for actions, _, _, _, truncated, info in recorded["envs"].steps:
+        sent.append(actions)
+        forced.append((info["lives"] < lives) & ~truncated)  # carried from one rollout to the next
+        lives = info["lives"]
+    forced, sent = np.array(forced[:-1]), np.array(sent)
+    assert forced.sum() >= 15 and (sent[forced] == 1).all() and 0.1 < (sent[~forced] == 1).mean() < 0.5
+    dones = torch.cat([rollout[2] for rollout in recorded["rollouts"]]).numpy()
+    assert dones[forced].all()  # each of these steps opens a learning episode
+    for i in (0, 1):  # each rollout in two minibatches
+        parts = given[2 * i : 2 * i + 2]
+        mine = slice(128 * i, 128 * (i + 1))
+        assert sum(int((~part["free"]).sum()) for part in parts) == forced[mine].sum()
+        for part in parts:
+            free = part["free"]
+            assert (part["actions"][~free] == 1).all() and part["num_free"] == free.sum()
+            assert part["advantages"][free].mean().abs() < 1e-5 and part["advantages"][free].std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_forced_steps_advantage_moves_no_policy(script, args, models):
+    """The same gradients, but for the value head's, whatever advantage a forced step had; its return moves the values."""
+    if script is ppo_wsa_atari:
+        flags = args(script)
+        frozen = script.FrozenModels(flags)
+        agent = script.Agent(frozen.shapes, frozen.context_name, 4, flags)
+        seen = frozen(torch.randint(0, 256, (6, 4, 84, 84), dtype=torch.uint8), agent.names)
+    else:
+        agent, seen = script.Agent(4), torch.randint(0, 256, (6, 4, 84, 84), dtype=torch.uint8)
+    free = torch.tensor([True, True, False, True, True, False])
+    options = {"ent_coef": 0.01, "vf_coef": 0.5} | ({"weights_ent_coef": 0.0} if script is ppo_wsa_atari else {})
+
+    def gradients(advantages, returns):
+        advantages = processes.normalise(torch.tensor(advantages), free)
+        agent.zero_grad()
+        of_rollout = torch.tensor([0, 1, 1, 2, 3, 1]), torch.full((6,), -1.4), advantages, torch.tensor(returns), free, free.sum()
+        script.ppo_loss(agent, seen, *of_rollout, torch.tensor(0.1), **options)[0].backward()
+        return {name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None}
+
+    returns = [0.5, 1, 2, 0, 1, 3]
+    one = gradients([1.0, -1, 5, 2, 0, -7], returns)
+    other = gradients([1.0, -1, -300, 2, 0, 400], returns)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    moved = gradients([1.0, -1, 5, 2, 0, -7], [0.5, 1, 9, 0, 1, 3])
+    critic = [name for name in one if "critic" in name]
+    assert all(not torch.equal(one[name], moved[name]) for name in critic)
+    assert all(torch.equal(one[name], moved[name]) for name in one if name.startswith("actor"))
+
+
 TAGS = ["losses/value_loss", "losses/policy_loss", "losses/entropy", "losses/approx_kl", "losses/explained_variance"]
 
 
@@ -444,7 +579,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
         other.main(args(other, resume=path))
     with pytest.raises(InputError, match="no such file"):
         script.main(args(script, resume=str(tmp_path / "nothing.pt")))
-    storage.save(storage.load(run / "checkpoint.pt", "checkpoint") | {"global_step": 64}, run / "best.pt")
+    saved = storage.load(run / "checkpoint.pt", "checkpoint")
+    storage.save(saved | {"args": saved["args"] | {"kept_precision": "float16", "tf32": False}}, tmp_path / "old.pt")
+    for open_it in (lambda: script.main(args(script, resume=str(tmp_path / "old.pt"))), lambda: storage.load_agent(tmp_path / "old.pt")):
+        with pytest.raises(InputError, match="another version of the script made it, which had --kept-precision, --tf32; this one cannot"):
+            open_it()
+    storage.save(saved | {"global_step": 64}, run / "best.pt")
     with pytest.raises(InputError, match="has gone on from here to step 128, and checkpoint.pt would be written over"):
         script.main(args(script, resume=str(run / "best.pt"), total_timesteps=256))
     assert (run / "checkpoint.pt").read_bytes() == before
@@ -550,6 +690,28 @@ def test_a_person_sees_one_sentence(script):
     assert result.stderr.strip().splitlines() == [
         "error: --env-id PongNoFrameskip-v4: this project uses Gymnasium's present ids; write --env-id ALE/Pong-v5."
     ]
+
+
+def test_an_unknown_precision_is_refused():
+    result = run_script("ppo_e2e_atari.py", "--precision", "half")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in ("--precision", "half", "auto", "float32", "bfloat16"))
+
+
+def test_stored_models_are_found_from_any_folder(tmp_path):
+    """The default is the repository's pretrained/; a relative folder of one's own is looked for where one is."""
+    flags = "--env-id ALE/Pong-v5 --encoders state_representation --num-envs 2 --num-steps 8 --total-timesteps 16 --num-minibatches 1"
+    command = [sys.executable, str(ROOT / "ppo_wsa_atari.py"), *flags.split(), "--cuda", "False"]
+    begin = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    found = begin(command)
+    assert found.returncode == 0, found.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert storage.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
+    assert ppo_wsa_atari.load_agent(run / "checkpoint.pt").weighed == ("state_representation",)
+    missing = begin([*command, "--pretrained-dir", "mine"])
+    assert missing.returncode != 0 and missing.stderr.startswith("error: mine/Pong: no stored state_representation, autoencoder; make them")
+    (tmp_path / "mine").symlink_to(ROOT / "pretrained")
+    assert begin([*command, "--pretrained-dir", "mine"]).returncode == 0
 
 
 def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
