@@ -92,9 +92,9 @@ class Args:
     """activation of these layers (the paper's large policy: relu)"""
     pretrained_dir: str | None = None
     """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: pretrained/ beside this script)"""
-    scorer_activation: Literal["relu", "none"] | None = None
-    """wsa: last activation of the shared weight network (default: relu, the published one, which can die; none: no activation,
-    where the context cancels out in the softmax)"""
+    scorer: Literal["published", "linear", "hidden", "bounded"] | None = None
+    """wsa: the shared weight network (default: published, one layer with a ReLU, which can die; linear: without it, so that the context
+    cancels out in the softmax; hidden: a hidden layer; bounded: the same, with scores in [-1, 1])"""
     weights_ent_coef: float = 0.0
     """wsa, dot_product: reward for even weights: this times their entropy is subtracted from the loss"""
     cnn_layers: int | None = None
@@ -897,10 +897,11 @@ def main(args: Args) -> Path | None:
                 for name, weight in zip(agent.names, weights.mean(dim=0).tolist(), strict=True):
                     writer.add_scalar(f"weights/{name}", weight, global_step)
                 writer.add_scalar("weights/entropy", Categorical(probs=weights).entropy().mean().item(), global_step)  # at most ln N
-            if args.combiner == "wsa" and args.scorer_activation != "none":
+            if args.combiner == "wsa":
                 with agent.autocast(mb_embeddings):
-                    dead = agent.combiner.dead_scores(*agent.combiner_inputs(mb_embeddings))
-                writer.add_scalar("weights/dead_scores", dead, global_step)
+                    found = agent.combiner.diagnose(*agent.combiner_inputs(mb_embeddings))
+                for name, value in found.items():
+                    writer.add_scalar(f"weights/{name}", value, global_step)
             writer.add_scalar("charts/SPS", sps, global_step)
             writer.add_scalar("charts/learning_rate", learning_rate, global_step)
             writer.add_scalar("charts/clip_coef", clip_coef, global_step)

@@ -6,10 +6,10 @@ from combiners.wsa import WeightSharingAttention
 
 
 class RandomWeights(WeightSharingAttention):
-    """Weight Sharing Attention whose Shared Weight Network stays as it was initialised, without a last activation; adapters are trained."""
+    """Weight Sharing Attention whose Shared Weight Network stays as it was initialised, one linear layer; adapters are trained."""
 
     def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...], features_dim: int = 256):
-        super().__init__(embedding_shapes, context_shape, features_dim, scorer_activation="none")
+        super().__init__(embedding_shapes, context_shape, features_dim, scorer="linear")
         self.scorer.requires_grad_(False)
         self.context_adapter.requires_grad_(False)  # it serves the scorer alone
 

@@ -11,18 +11,26 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from combiners.adapters import layer_init
 from combiners.weighted_sum import WeightedSum
 
+HIDDEN = 64  # units of the hidden layer, where f has one
+
 
 class WeightSharingAttention(WeightedSum):
-    """`WeightedSum` whose scores are those of the Shared Weight Network f, a Linear(2d, 1).
+    """`WeightedSum` whose scores are those of the Shared Weight Network f.
 
     Args:
-        scorer_activation: "relu" after f is the published code's. It can die: where all scores are 0, the weights are 1/N and nothing is
-            learnt from them. "none" leaves the scores as they are. But f is one linear layer, so that the context then adds the same
-            number to all scores of a sample, which the softmax takes out again: without the ReLU the weights do not depend on it.
+        scorer: what f is.
+            "published": ReLU(Linear(2d, 1)). It can die: where all scores are 0, the weights are 1/N and nothing is learnt from them.
+            "linear": Linear(2d, 1). Being one linear layer, it adds the context's share to all scores of a sample alike, and the softmax
+            takes that out again: the weights do not depend on the context.
+            "hidden" (ours): e_i and c brought to one scale (layer normalisation without parameters), Linear(2d, 64), tanh, Linear(64, 1),
+            whose last layer starts near 0, so that the weights start near even. It cannot die, and the context can move the weights.
+            "bounded" (ours): the same with a tanh at its end, so that no score leaves [-1, 1], and no model's weight can go to 0: of four
+            models the largest is at most e / (e + 3 / e) = 0.71, the smallest at least 0.04.
     """
 
     def __init__(
@@ -30,20 +38,33 @@ class WeightSharingAttention(WeightedSum):
         embedding_shapes: dict[str, tuple[int, ...]],
         context_shape: tuple[int, ...],
         features_dim: int = 256,
-        scorer_activation: Literal["relu", "none"] = "relu",
+        scorer: Literal["published", "linear", "hidden", "bounded"] = "published",
     ):
         super().__init__(embedding_shapes, context_shape, features_dim)
-        self.scorer = layer_init(nn.Linear(2 * features_dim, 1))
-        self.scorer_activation = scorer_activation
+        self.kind = scorer
+        if scorer in ("published", "linear"):
+            self.scorer: nn.Module = layer_init(nn.Linear(2 * features_dim, 1))
+        else:
+            first, last = layer_init(nn.Linear(2 * features_dim, HIDDEN)), layer_init(nn.Linear(HIDDEN, 1), gain=0.01)
+            self.scorer = nn.Sequential(first, nn.Tanh(), last)
 
     def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """s_i = f([c ; e_i]) (Piccoli et al. 2025, section 4): e (B, N, d), c (B, d) -> (B, N)."""
-        scores = self.scorer(torch.cat([c[:, None].expand_as(e), e], dim=2)).squeeze(2)  # all models at once
-        return scores.relu() if self.scorer_activation == "relu" else scores
+        if self.kind in ("hidden", "bounded"):
+            e, c = F.layer_norm(e, e.shape[-1:]), F.layer_norm(c, c.shape[-1:])
+        s = self.scorer(torch.cat([c[:, None].expand_as(e), e], dim=2)).squeeze(2)  # all models at once
+        return s.relu() if self.kind == "published" else s.tanh() if self.kind == "bounded" else s
 
     @torch.no_grad()
-    def dead_scores(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> float:
-        """Share of scores that the ReLU holds at 0, where no gradient passes."""
+    def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
+        """How the scorer fares on a batch of observations in random order.
+
+        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's context: half the sum of
+        the absolute differences, from 0 to 1. With "published" also "dead_scores": the share of scores that its ReLU holds at 0, where no
+        gradient passes.
+        """
         e, c = self.adapt(embeddings, context)
         with torch.autocast(e.device.type, enabled=False):
-            return (self.scores(e, c) == 0).float().mean().item()
+            s, other = self.scores(e, c), self.scores(e, c.roll(1, dims=0))
+        found = {"context_effect": (s.softmax(dim=1) - other.softmax(dim=1)).abs().sum(dim=1).mean().item() / 2}
+        return found | ({"dead_scores": (s == 0).float().mean().item()} if self.kind == "published" else {})

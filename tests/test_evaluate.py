@@ -34,7 +34,7 @@ def agents(tmp_path_factory, pretrained_dir) -> dict[str, str]:
     runs_of = {
         "pong": ppo_e2e_atari.main(ppo_e2e_atari.Args(**SMALL, runs_dir=runs)),
         "breakout": ppo_e2e_atari.main(ppo_e2e_atari.Args(env_id="ALE/Breakout-v5", **SMALL, runs_dir=runs)),
-        "wsa": ppo_wsa_atari.main(ppo_wsa_atari.Args(**SMALL, **light, scorer_activation="none")),
+        "wsa": ppo_wsa_atari.main(ppo_wsa_atari.Args(**SMALL, **light, scorer="linear")),
         "linear": ppo_wsa_atari.main(ppo_wsa_atari.Args(**SMALL, **light, combiner="linear")),
     }
     return {name: str(run / "checkpoint.pt") for name, run in runs_of.items()}

@@ -119,17 +119,79 @@ def test_random_weights_are_not_trained():
 
 
 def test_the_scorers_last_activation():
-    relu, none = (COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer_activation=a) for a in ("relu", "none"))
+    relu, none = (COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind) for kind in ("published", "linear"))
     none.load_state_dict(relu.state_dict())
     embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
     scores = none.scores(*none.adapt(embeddings, context))
     torch.testing.assert_close(relu.scores(*relu.adapt(embeddings, context)), scores.clamp(min=0))
-    assert relu.dead_scores(embeddings, context) == pytest.approx((scores <= 0).float().mean().item())
+    assert relu.diagnose(embeddings, context)["dead_scores"] == pytest.approx((scores <= 0).float().mean().item())
     for model in (relu, none):
         model.scorer.bias.data -= 1e3
-    assert relu.dead_scores(embeddings, context) == 1.0
+    assert relu.diagnose(embeddings, context)["dead_scores"] == 1.0
     torch.testing.assert_close(relu.attention(embeddings, context), torch.full((20, 4), 0.25))  # dead: weights stuck at 1/N
     assert none.attention(embeddings, context).std() > 0
+
+
+@pytest.mark.parametrize("kind", ["hidden", "bounded"])
+def test_scorers_with_a_hidden_layer(kind):
+    """By hand: embeddings and context each to mean 0 and variance 1, side by side, tanh of a layer, a layer; bounded: tanh of that."""
+    combine = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind)
+    nn.init.normal_(combine.scorer[2].weight, std=3.0)
+    p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES, batch=20)
+    with torch.no_grad():
+        e, c = combine.adapt(embeddings, context)
+        found, weights = combine.scores(e, c).numpy(), combine.attention(embeddings, context).numpy()
+    normal = lambda x: (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)  # noqa: E731
+    e, c = e.double().numpy(), c.double().numpy()
+    both = np.concatenate([np.repeat(normal(c)[:, None], 4, axis=1), normal(e)], axis=2)
+    hidden = np.tanh(both @ p["scorer.0.weight"].T + p["scorer.0.bias"])
+    expected = (hidden @ p["scorer.2.weight"].T + p["scorer.2.bias"])[:, :, 0]
+    expected = np.tanh(expected) if kind == "bounded" else expected
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    if kind == "bounded":  # of four models: e / (e + 3 / e) and 1 / (1 + 3 e^2)
+        assert np.abs(expected).max() > 0.9 and weights.min() > 0.043 and weights.max() < 0.712
+
+
+def test_how_much_the_context_moves_the_weights():
+    """Half the sum of absolute differences after a swap of contexts: nothing for one linear layer, something with a hidden one."""
+    embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
+    found = {}
+    for kind in ("linear", "published", "hidden"):
+        combine = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind)
+        if kind == "hidden":
+            nn.init.normal_(combine.scorer[2].weight)
+        swapped = torch.cat([context[-1:], context[:-1]])
+        with torch.no_grad():
+            weights, other = combine.attention(embeddings, context), combine.attention(embeddings, swapped)
+        found[kind] = combine.diagnose(embeddings, context)["context_effect"]
+        assert found[kind] == pytest.approx((weights - other).abs().sum(dim=1).mean().item() / 2, abs=1e-6)
+    assert found["linear"] < 1e-6 < 1e-3 < found["hidden"]
+
+
+@pytest.mark.parametrize("kind", ["hidden", "bounded"])
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
+def test_scorers_that_live(kind, game, pretrained_dir):
+    """Ten seeds, stored models, at the start and after some updates: all weights of each adapter, of the context's, and of the scorer get a
+    gradient; the models' weights are no longer even, and none has gone to 0."""
+    flags = {"env_id": f"ALE/{game}-v5", "encoders": ("state_representation", "autoencoder"), "features_dim": 32, "scorer": kind}
+    args = Args(**flags, pretrained_dir=pretrained_dir, precision="float32")
+    frozen = ppo_wsa_atari.FrozenModels(args)
+    embeddings = frozen(ppo_wsa_atari.typical_frames(args.env_id)[:64], args.encoders)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 4, args)
+        optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5)
+        free, advantages, returns = torch.ones(64, dtype=torch.bool), torch.randn(64), torch.randn(64)
+        for update in range(6):
+            of_rollout = torch.randint(4, (64,)), torch.full((64,), -math.log(4)), advantages, returns, free, free.sum()
+            loss, _, weights = ppo_wsa_atari.ppo_loss(agent, embeddings, *of_rollout, torch.tensor(0.1), 0.01, 0.5, 0.0)
+            optimizer.zero_grad()
+            loss.backward()
+            if update in (0, 5):
+                for part in (*agent.combiner.adapters.values(), agent.combiner.context_adapter, agent.combiner.scorer):
+                    assert all(p.grad.abs().sum() > 0 for name, p in part.named_parameters() if "weight" in name), (seed, update)
+            optimizer.step()
+        assert (weights - 0.5).abs().max() > 1e-5 and weights.min() > 0.05
 
 
 @pytest.mark.parametrize("mode", ["wsa", "dot_product"])
@@ -245,14 +307,14 @@ def test_options_of_modes_reach_them(args, monkeypatch):
     made = []
     original = ppo_wsa_atari.Agent.__init__
     monkeypatch.setattr(ppo_wsa_atari.Agent, "__init__", lambda self, *rest: (original(self, *rest), made.append(self))[0])
-    main(args(total_timesteps=32, scorer_activation="none", weights_ent_coef=0.1))
-    assert made[-1].combiner.scorer_activation == "none"
+    main(args(total_timesteps=32, scorer="linear", weights_ent_coef=0.1))
+    assert made[-1].combiner.kind == "linear"
     main(args(total_timesteps=32, combiner="cnn", cnn_layers=3))
     assert len(made[-1].combiner.convolutions) == 6
     main(args(total_timesteps=32, combiner="reservoir", reservoir_units=32, reservoir_input_scale=0.1, reservoir_spectral_radius=0.5))
     assert made[-1].combiner.out_dim == 32
     assert {option for mode in COMBINERS for option in options_of(mode)} == {
-        "scorer_activation",
+        "scorer",
         "cnn_layers",
         "reservoir_units",
         "reservoir_spectral_radius",
@@ -264,7 +326,7 @@ def test_entropy_of_the_weights_is_rewarded(args):
     """A large coefficient drives the weights toward 1/N."""
     entropy = {}
     for coefficient in (-5.0, 5.0):
-        run = main(args(weights_ent_coef=coefficient, scorer_activation="none", exp_name=f"entropy_{coefficient:+.0f}", learning_rate=1e-3))
+        run = main(args(weights_ent_coef=coefficient, scorer="linear", exp_name=f"entropy_{coefficient:+.0f}", learning_rate=1e-3))
         entropy[coefficient] = scalars(run, "weights/entropy")[-1][1]
     assert entropy[5.0] > entropy[-5.0] + 0.05 and entropy[5.0] <= math.log(2) + 1e-6
 
@@ -446,7 +508,7 @@ def not_a_module():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"combiner": "cnn", "scorer_activation": "none"}, "--scorer-activation is an option of --combiner wsa, not of cnn"),
+        ({"combiner": "cnn", "scorer": "linear"}, "--scorer is an option of --combiner wsa, not of cnn"),
         ({"cnn_layers": 2}, "--cnn-layers is an option of --combiner cnn, not of wsa"),
         ({"combiner": "cnn", "cnn_layers": 4}, "--cnn-layers must be 1, 2 or 3, not 4"),
         ({"combiner": "reservoir", "reservoir_units": 0}, "--reservoir-units must be at least 1"),
