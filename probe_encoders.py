@@ -6,13 +6,19 @@ A model that encodes where the ball is lets a linear classifier read the ball's 
 bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226, whose measure this is: weighted
 F1 on games that the probe was not trained on). Each stored model is compared with its own random initialisation.
 
-What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; train one
+What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; fit one
 linear classifier per variable on each set of features; print and store a table. The sets are: each model, trained and untrained; the raw
-pixels (the whole stack, 28,224 numbers in [0, 1]); all models side by side; and all but one, which shows what that one adds to the others.
-Observations that occur in training and in held-out games (the starts of games) are not taken out, as the published code does.
+pixels (the whole stack); all models side by side; and all but one, which shows what that one adds to the others.
+
+The probe is a logistic regression (scikit-learn's) that has converged, on features of mean 0 and variance 1: on raw ones it ends where its
+optimiser is stopped, and the order of models may be another. Maps are pooled to at most 4,096 numbers, and what is longer than 512 numbers
+is projected on its 512 principal components, so that each set of features has equal room and five models take minutes. How strongly the
+weights are held small is chosen on a fifth of the games, for each set of features; another fifth judges. Observations that occur in
+training and in held-out games (the starts of games) are not taken out, as the published code does.
 """
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +28,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
@@ -61,6 +70,8 @@ VARIABLES: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
+COMPONENTS = 512  # longer features are projected on so many principal components
+STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C, the inverse of the penalty on the squared weights
 MIN_ENTROPY = 0.6  # nats; a variable that varies less is left out (the published threshold)
 
 
@@ -76,12 +87,8 @@ class Args:
     """observations to probe; a fifth of the games is held out"""
     every: int = 4
     """take one observation in so many: neighbours are nearly equal"""
-    epochs: int = 20
-    """epochs of each probe"""
-    standardise: bool = False
-    """give the probe features of mean 0 and variance 1, in place of the embedding as it is (the published way, and what an agent sees)"""
     seed: int = 1
-    """seed of games, random initialisations and probes"""
+    """seed of games and random initialisations"""
     output: str = "benchmark/probes_<Game>.csv"
     """where the table is stored"""
     cuda: bool | Literal["auto"] = "auto"
@@ -128,42 +135,54 @@ def embed(model: nn.Module, observations: np.ndarray, device: torch.device) -> t
     return torch.cat(parts)
 
 
+def prepare(features: torch.Tensor, train: np.ndarray, seed: int) -> np.ndarray:
+    """Features (n, length) -> (n, at most COMPONENTS) of mean 0 and variance 1 over the training observations; long ones are projected.
+
+    Numbers that never vary in training are left out.
+    """
+    x = features.numpy().astype(np.float32)
+    deviation = x[train].std(axis=0)
+    x = (x - x[train].mean(axis=0))[:, deviation > 1e-6] / deviation[deviation > 1e-6]
+    if x.shape[1] > COMPONENTS:
+        components = min(COMPONENTS, int(train.sum()))
+        x = PCA(components, svd_solver="randomized", random_state=seed).fit(x[train]).transform(x)
+        x = x / np.sqrt(np.square(x[train]).sum(axis=1).mean() / components)  # one scale for all: the first components stay the larger ones
+    return x
+
+
 def probe(
-    features: torch.Tensor, labels: dict[str, np.ndarray], train: np.ndarray, epochs: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """Train linear softmax classifiers on features (n, length) and judge them on held-out games.
+    x: np.ndarray, labels: dict[str, np.ndarray], train: np.ndarray, validation: np.ndarray, test: np.ndarray
+) -> tuple[dict[str, tuple[float, float]], float]:
+    """Fit logistic regressions on features x (n, length), choose their strength on validation games, and judge them on others.
 
     Args:
         labels: RAM bytes (n,) of each variable.
-        train: bool (n,), which observations train the probe; the others judge it.
+        train, validation, test: bool (n,), which observations fit the probe, choose its strength, and judge it. For the judgement it is
+            fitted on the first two together.
 
     Returns:
-        for each variable its weighted F1 and its accuracy.
+        for each variable its weighted F1 and its accuracy; and the strength chosen, one for all variables.
     """
-    torch.manual_seed(seed)
-    classes = {name: np.unique(values[train]) for name, values in labels.items()}
-    targets = torch.stack([torch.from_numpy(np.searchsorted(classes[name], values[train])) for name, values in labels.items()], dim=1)
-    sizes = [len(values) for values in classes.values()]
-    linear = nn.Linear(features.shape[1], sum(sizes))
-    nn.init.zeros_(linear.weight)
-    x, steps = features[train], epochs * -(-int(train.sum()) // 128)
-    optimizer = torch.optim.Adam(linear.parameters(), lr=5e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    for _epoch in range(epochs):
-        for inds in torch.randperm(len(x)).split(128):
-            logits = linear(x[inds]).split(sizes, dim=1)
-            loss = sum(F.cross_entropy(part, targets[inds, i]) for i, part in enumerate(logits))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        predicted = [part.argmax(dim=1).numpy() for part in linear(features[~train]).split(sizes, dim=1)]
-    scores = {}
-    for (name, values), guess in zip(labels.items(), predicted, strict=True):
-        truth, guess = values[~train], classes[name][guess]
-        scores[name] = (float(f1_score(truth, guess, average="weighted", zero_division=0)), float(accuracy_score(truth, guess)))
-    return scores
+
+    def fitted(values: np.ndarray, strength: float, fit: np.ndarray, before: LogisticRegression | None = None) -> LogisticRegression:
+        model = before or LogisticRegression(max_iter=1000, tol=1e-3, warm_start=True)  # fast: from the last strength's weights on
+        return model.set_params(C=strength).fit(x[fit], values[fit])
+
+    def scores(model: LogisticRegression, values: np.ndarray, judge: np.ndarray) -> tuple[float, float]:
+        guess = model.predict(x[judge])
+        f1 = f1_score(values[judge], guess, average="weighted", zero_division=0)
+        return float(f1), float(accuracy_score(values[judge], guess))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)  # a probe that has not converged would say something else
+        f1 = {strength: [] for strength in STRENGTHS}
+        for values in labels.values():
+            model = None
+            for strength in STRENGTHS:
+                model = fitted(values, strength, train, model)
+                f1[strength].append(scores(model, values, validation)[0])
+        best = max(STRENGTHS, key=lambda strength: np.mean(f1[strength]))
+        return {name: scores(fitted(values, best, train | validation), values, test) for name, values in labels.items()}, best
 
 
 def entropy(values: np.ndarray) -> float:
@@ -174,7 +193,7 @@ def entropy(values: np.ndarray) -> float:
 
 def main(args: Args) -> None:
     game = game_name(args.env_id)
-    processes.check_ranges(args, ("num_samples", "every", "epochs"), not_negative=("seed", "torch_threads"))
+    processes.check_ranges(args, ("num_samples", "every"), not_negative=("seed", "torch_threads"))
     folder = Path(args.pretrained_dir or storage.PRETRAINED) / game
     if game not in VARIABLES:
         raise InputError(
@@ -193,25 +212,31 @@ def main(args: Args) -> None:
 
     observations, rams, games = collect(args.env_id, args.num_samples, args.every, args.seed)
     num_games = int(games[-1]) + 1
-    if num_games == 1:
-        raise InputError(f"--num-samples {args.num_samples} with --every {args.every} ends within one game; none is held out: raise them.")
-    train = games < num_games - max(1, num_games // 5)
+    if num_games < 3:
+        raise InputError(
+            f"--num-samples {args.num_samples} with --every {args.every} ends within {num_games} game(s), and a probe needs three: to be "
+            "fitted, to choose its strength and to be judged; raise them."
+        )
+    part = max(1, num_games // 5)
+    test, validation = games >= num_games - part, (games >= num_games - 2 * part) & (games < num_games - part)
+    train = ~test & ~validation
     labels = {name: rams[:, byte] for kind in VARIABLES[game].values() for name, byte in kind.items()}
     labels = {name: values for name, values in labels.items() if entropy(values) >= MIN_ENTROPY}
     if not labels:
         raise InputError(f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it.")
     kinds = {kind: [name for name in variables if name in labels] for kind, variables in VARIABLES[game].items()}
     kinds = {kind: variables for kind, variables in kinds.items() if variables}
-    print(f"{len(games):,} observations of {games[-1] + 1} games, {(~train).sum():,} of them held out; variables: {', '.join(labels)}")
+    print(
+        f"{len(games):,} observations of {num_games} games, {validation.sum():,} of them to choose the probes' strength, {test.sum():,} to "
+        f"judge; variables: {', '.join(labels)}"
+    )
 
     rows: list[dict] = []
 
     def judge(features: torch.Tensor, what: str, weights: str) -> float:
         """Probe one set of features, add a row to the table, and return its mean F1."""
-        if args.standardise:
-            features = (features - features[train].mean(dim=0)) / (features[train].std(dim=0) + 1e-6)
-        scores = probe(features, labels, train, args.epochs, args.seed)
-        row = {"features": what, "weights": weights, "length": features.shape[1], "adds": ""}
+        scores, strength = probe(prepare(features, train, args.seed), labels, train, validation, test)
+        row = {"features": what, "weights": weights, "length": features.shape[1], "strength": f"{strength:g}", "adds": ""}
         f1 = {kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()}
         row |= {f"f1_{kind}": value for kind, value in f1.items()} | {"f1_mean": float(np.mean(list(f1.values())))}
         row["accuracy_mean"] = float(np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()]))

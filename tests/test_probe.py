@@ -6,19 +6,65 @@ import numpy as np
 import pytest
 import torch
 
+import probe_encoders
 from encoders import PRETRAININGS, save_encoder
-from probe_encoders import Args, collect, embed, entropy, main, probe
+from probe_encoders import COMPONENTS, Args, collect, embed, entropy, main, prepare, probe
 from storage import InputError
 
 
 def test_a_probe_reads_what_is_there_and_not_what_is_not():
     rng = np.random.default_rng(0)
     hidden, other = rng.integers(5, size=2000), rng.integers(5, size=2000)
-    features = torch.from_numpy(np.eye(5)[hidden] @ rng.normal(size=(5, 30)) + 0.1 * rng.normal(size=(2000, 30))).float()
-    train = np.arange(2000) < 1600
-    scores = probe(features, {"hidden": hidden * 7 + 3, "other": other}, train, epochs=20, seed=0)
+    x = np.eye(5)[hidden] @ rng.normal(size=(5, 30)) + 0.1 * rng.normal(size=(2000, 30))
+    train, test = np.arange(2000) < 1200, np.arange(2000) >= 1600
+    scores, strength = probe(x, {"hidden": hidden * 7 + 3, "other": other}, train, ~train & ~test, test)
+    assert strength in (0.001, 0.01, 0.1)
     assert scores["hidden"][0] > 0.99 and scores["hidden"][1] > 0.99
     assert scores["other"][0] < 0.4 and scores["other"][1] < 0.4  # five values at chance: 0.2
+
+
+def test_the_probe_has_converged():
+    """Its weights are those that Newton's method finds for the same penalty, on two classes; more iterations change no guess."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(600, 3))
+    labels = (x @ [2.0, -1.0, 0.5] + rng.logistic(size=600) > 0).astype(int)
+    train, test = np.arange(600) < 200, np.arange(600) >= 400
+    scores, strength = probe(x, {"side": labels}, train, ~train & ~test, test)
+    fit, weights = np.column_stack([x, np.ones(600)])[~test], np.zeros(4)
+    penalty = np.diag([1, 1, 1, 0]) / strength  # the intercept is free
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-fit @ weights))
+        gradient = fit.T @ (p - labels[~test]) + penalty @ weights
+        weights -= np.linalg.solve(fit.T @ (fit * (p * (1 - p))[:, None]) + penalty, gradient)
+    guess = np.column_stack([x, np.ones(600)])[test] @ weights > 0
+    assert scores["side"][1] == pytest.approx((guess == labels[test]).mean(), abs=0.006)  # one of 200 may sit on the border
+
+
+def test_features_are_brought_to_one_scale():
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(5, [0.1, 10, 1, 0], size=(300, 4))).float()
+    train = np.arange(300) < 200
+    x = prepare(features, train, seed=0)
+    assert x.shape == (300, 3)  # the last one never varies
+    np.testing.assert_allclose(x[train].mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(x[train].std(axis=0), 1, rtol=1e-3)
+    raw = features[:, :3].numpy()
+    np.testing.assert_allclose(x[~train], (raw[~train] - raw[train].mean(axis=0)) / raw[train].std(axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_long_features_are_projected():
+    """On the directions in which standardised features vary most, found by a singular value decomposition; the size is 1 in the mean."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(700, 4)) @ rng.normal(size=(4, 600)) + 0.01 * rng.normal(size=(700, 600))).float()
+    train = np.arange(700) < 600
+    x = prepare(features, train, seed=0)
+    assert x.shape == (700, COMPONENTS) and np.square(x[train]).mean() == pytest.approx(1, rel=1e-3)
+    z = features.numpy()
+    z = (z - z[train].mean(axis=0)) / z[train].std(axis=0)
+    largest = np.linalg.svd(z[train], full_matrices=False)[2][:4]
+    expected = z @ largest.T
+    for i in range(4):
+        assert abs(np.corrcoef(expected[:, i], x[:, i])[0, 1]) > 0.999
 
 
 def test_entropy():
@@ -50,11 +96,18 @@ def test_the_memory_belongs_to_the_picture_in_breakout():
     assert seen.sum() > 100 and np.corrcoef(x, rams[seen, 99])[0, 1] > 0.98 and np.corrcoef(y, rams[seen, 101])[0, 1] > 0.98
 
 
-def test_the_table(tmp_path, pretrained_dir, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """Fewer components and strengths: what is tested with it does not depend on how good the probes are."""
+    monkeypatch.setattr(probe_encoders, "COMPONENTS", 24)
+    monkeypatch.setattr(probe_encoders, "STRENGTHS", (0.01,))
+
+
+def test_the_table(tmp_path, pretrained_dir, capsys, quick):
     """Trained and untrained models, raw pixels, all models together and all but each one; what one adds is the difference."""
     models = ("state_representation", "autoencoder")
     output = tmp_path / "probes_<Game>.csv"
-    main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, epochs=2, output=str(output)))
+    main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, output=str(output)))
     with open(tmp_path / "probes_Pong.csv", newline="") as file:
         rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
     assert list(rows) == [
@@ -73,11 +126,11 @@ def test_the_table(tmp_path, pretrained_dir, capsys):
 
 
 @pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
-def test_other_games(game, tmp_path):
+def test_other_games(game, tmp_path, quick):
     """With models stored for the game, here ones with random weights."""
     torch.manual_seed(0)
     save_encoder(tmp_path / game / "autoencoder.pt", "autoencoder", PRETRAININGS["autoencoder"](), {"game": game})
-    settings = {"num_samples": 500, "every": 2 if game == "Breakout" else 8, "epochs": 1, "output": str(tmp_path / "probes.csv")}
+    settings = {"num_samples": 500, "every": 2 if game == "Breakout" else 8, "output": str(tmp_path / "probes.csv")}
     main(Args(env_id=f"ALE/{game}-v5", pretrained_dir=str(tmp_path), **settings))
     with open(tmp_path / "probes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
