@@ -46,20 +46,21 @@ def game_name(env_id: str) -> str:
 
 @functools.cache
 def fire_action(env_id: str) -> int | None:
-    """The number of the action FIRE in a game's own set of actions; None where there is no such action."""
+    """The number of the action FIRE in a game's own set of actions; None where there is no such action, or no life to lose."""
     env = gym.make(env_id)
+    _, info = env.reset()
     meanings = env.unwrapped.get_action_meanings()
     env.close()
-    return meanings.index("FIRE") if "FIRE" in meanings else None
+    return meanings.index("FIRE") if "FIRE" in meanings and info["lives"] else None
 
 
-def lost_life(lives_before: np.ndarray, lives: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+def lost_life(lives_before: np.ndarray, lives: np.ndarray, game_over: np.ndarray) -> np.ndarray:
     """Where a life was lost and the game goes on.
 
-    `terminated` does not say it: it is false where lives are not reported, and true where the game is over. A game that is cut off starts
-    anew, perhaps with fewer lives than it had won.
+    `terminated` does not say it: it is false where lives are not reported, and true where the game is over. Nor do lives alone: a new game
+    may begin with fewer than the one before had won.
     """
-    return (lives < lives_before) & ~truncated
+    return (lives < lives_before) & ~game_over
 
 
 class AtariGames(gym.vector.VectorWrapper):
@@ -73,7 +74,7 @@ class AtariGames(gym.vector.VectorWrapper):
     - `step` adds to info: `game_over` (num_envs,) bool, and `games`, for each game that is over its raw score and its length in agent
       steps, in the order of environments.
 
-    When a game is over, `lives` is already the new game's, so it is not fewer. Pong and its like have no lives (always 0).
+    When a game is over, `lives` is already the new game's, and the emulator's clock has gone back. Pong and its like have no lives (0).
     """
 
     def __init__(self, envs: gym.vector.VectorEnv, fire: int | None):
@@ -82,7 +83,7 @@ class AtariGames(gym.vector.VectorWrapper):
 
     def reset(self, **options) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(**options)
-        self.lives = info["lives"].copy()
+        self.lives, self.clock = info["lives"].copy(), info["episode_frame_number"].copy()
         self.forced = np.full(self.num_envs, -1)
         self.returns, self.lengths = np.zeros((2, self.num_envs), dtype=np.int64)
         return obs, info
@@ -91,14 +92,14 @@ class AtariGames(gym.vector.VectorWrapper):
         obs, rewards, terminated, truncated, info = self.env.step(np.where(self.forced >= 0, self.forced, actions))
         self.returns += rewards
         self.lengths += 1
-        lives = info["lives"].copy()
-        game_over = truncated | (terminated & (lives >= self.lives))
+        lives, clock = info["lives"].copy(), info["episode_frame_number"].copy()
+        game_over = truncated | (terminated & (clock < self.clock))
         games = [(int(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(game_over)]
         self.returns[game_over] = self.lengths[game_over] = 0
         self.forced = np.full(self.num_envs, -1)
         if self.fire is not None:
-            self.forced[lost_life(self.lives, lives, truncated)] = self.fire
-        self.lives = lives
+            self.forced[lost_life(self.lives, lives, game_over)] = self.fire
+        self.lives, self.clock = lives, clock
         return obs, rewards, terminated, truncated, info | {"game_over": game_over, "games": games}
 
 
@@ -160,7 +161,7 @@ class FireAfterLostLife(gym.Wrapper):
     `step` adds to info `action`, what was played.
 
     Args:
-        fire: the action FIRE, or None in games that do not have it.
+        fire: the game's `fire_action`.
     """
 
     def __init__(self, env: gym.Env, fire: int | None):
@@ -175,7 +176,7 @@ class FireAfterLostLife(gym.Wrapper):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         action = self.fire if self.must_fire else int(action)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self.must_fire = self.fire is not None and bool(lost_life(self.lives, info["lives"], np.bool_(truncated)))
+        self.must_fire = self.fire is not None and bool(lost_life(self.lives, info["lives"], np.bool_(terminated or truncated)))
         self.lives = info["lives"]
         return obs, reward, terminated, truncated, info | {"action": action}
 
@@ -199,9 +200,8 @@ def make_env(
     if emulator is None:
         settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
         emulator = gym.make(env_id, frameskip=1, **settings, **options)
-    start = StartOfGame(emulator, noop_max)
-    env = FrameStackObservation(AtariPreprocessing(start, noop_max=0, frame_skip=4, screen_size=84), 4, padding_type="zero")
-    return FireAfterLostLife(env, start.fire)
+    env = AtariPreprocessing(StartOfGame(emulator, noop_max), noop_max=0, frame_skip=4, screen_size=84)
+    return FireAfterLostLife(FrameStackObservation(env, 4, padding_type="zero"), fire_action(env_id))
 
 
 def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:

@@ -343,7 +343,7 @@ class Agent(nn.Module):
 
     def __init__(self, q_network: QNetwork, policy: nn.Module | None, epsilon: float):
         super().__init__()
-        self.q_network, self.policy, self.epsilon = q_network, policy, epsilon
+        self.q_network, self.policy, self.epsilon, self.precision = q_network, policy, epsilon, q_network.precision
 
     @torch.no_grad()
     def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
@@ -424,7 +424,9 @@ def load_policy(
     plays = checkpoint["args"]["env_id"]
     if plays != env_id:
         raise InputError(f"{path}: this policy plays {plays}, not {env_id}.")
-    return ppo_e2e_atari.Agent.with_weights(checkpoint["agent"], precision).to(device).eval().requires_grad_(False)
+    policy = storage.load_agent(path, device).requires_grad_(False)
+    policy.precision = precision
+    return policy
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:

@@ -404,7 +404,7 @@ def write_results(output: Path, args: Args, rows: list[dict]) -> None:
         packages["hackatari"] = importlib.metadata.version("hackatari")
     text = json.dumps({"settings": asdict(args), "packages": packages, "results": rows}, indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n")
-    columns = (*COLUMNS, "script", "step", "repeat_action_probability", "checkpoint")
+    columns = (*COLUMNS, "script", "step", "precision", "repeat_action_probability", "checkpoint")
     storage.write_csv(output / "results.csv", [{name: row.get(name) for name in columns} for row in rows], ".6g")
     games = []
     for row in rows:
@@ -418,7 +418,8 @@ def play_agent(agent: Evaluated, variation: str, args: Args) -> dict:
     """The row of one agent in one variation."""
     act = functools.partial(agent.agent.act, greedy=not args.sample)
     row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
-    return {"agent": agent.label, **row, "script": agent.script, "step": agent.step, "checkpoint": agent.path}
+    about = {"script": agent.script, "step": agent.step, "precision": agent.agent.precision, "checkpoint": agent.path}
+    return {"agent": agent.label, **row, **about}
 
 
 def score(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:

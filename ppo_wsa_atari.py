@@ -476,7 +476,7 @@ class SeeingAgent(nn.Module):
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
         super().__init__()
-        self.frozen, self.agent, self.reservoir_state = frozen, agent, None
+        self.frozen, self.agent, self.precision, self.reservoir_state = frozen, agent, agent.precision, None
         self.was_empty: torch.Tensor | None = None  # bool (B,): whether the newest three frames of the call before were all empty
 
     @property
@@ -619,7 +619,7 @@ def ppo_loss(
         return (x * free).sum() / num_free
 
     _, newlogprob, entropy, newvalue, weights = agent.get_action_and_value(embeddings, actions)
-    logratio = newlogprob - logprobs
+    logratio = torch.where(free, newlogprob - logprobs, 0.0)  # what was forced may be as improbable as it likes
     ratio = logratio.exp()
     pg_loss1 = -advantages * ratio
     pg_loss2 = -advantages * torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
@@ -925,7 +925,7 @@ def main(args: Args) -> Path | None:
             games = play_games(play, eval_envs, args.eval_episodes, env_seeds(num_eval_envs, args.seed, 1))
             candidate = float(np.mean([score for score, _, _ in games]))
             writer.add_scalar("eval/episodic_return", candidate, global_step)
-            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent may wait for ever
+            stood_still = sum(cut_off for _, _, cut_off in games)  # a greedy agent's rally may last for ever
             writer.add_scalar("eval/truncated_games", stood_still, global_step)
         save_now = last or global_step // args.checkpoint_interval > (global_step - batch_size) // args.checkpoint_interval
         if save_now and not args.eval_interval and len(last_games) == last_games.maxlen:

@@ -5,11 +5,14 @@ optimiser state, the layers that give logits and values, softmaxes, log-probabil
 off, nothing here changes a number.
 """
 
+import os
 import sys
 from typing import Literal
 
 import torch
 import torch.nn as nn
+
+torch.backends.cudnn.allow_tf32 = False  # on CUDA, float32 means float32 in convolutions, too; PyTorch's default is TensorFloat-32
 
 Precision = Literal["auto", "float32", "bfloat16"]
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # of x86 processors; without either, bfloat16 is slower than float32
@@ -22,7 +25,7 @@ def is_fast(device: torch.device) -> bool:
 
 def choose(wanted: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """What --precision means on this device: auto is the faster one. Prints a warning where bfloat16 is asked for and is the slower one."""
-    if wanted == "bfloat16" and not is_fast(device):
+    if wanted == "bfloat16" and not is_fast(device) and os.environ.get("RANK", "0") == "0":  # of several processes one says it
         print(
             f"warning: --precision bfloat16 is slower than float32 here, as this processor has neither {' nor '.join(INSTRUCTIONS)}.",
             file=sys.stderr,
@@ -33,7 +36,7 @@ def choose(wanted: Precision, device: torch.device) -> Literal["float32", "bfloa
 def to_play_in(trained: Precision, device: torch.device, whose: object) -> Literal["float32", "bfloat16"]:
     """What an agent that was trained in this precision plays in: the same, or float32, with a word, where that is all there is."""
     if trained == "bfloat16" and not is_fast(device):
-        print(f"{whose}: trained in bfloat16, which is slow on this processor, so that it plays in float32.", file=sys.stderr)
+        print(f"{whose}: trained in bfloat16, which is slow on this processor, so it plays in float32.", file=sys.stderr)
         return "float32"
     return choose(trained, device)
 

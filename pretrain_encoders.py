@@ -8,7 +8,7 @@
 What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set a tenth of the
 games apart for validation; train each model that is not stored yet; store it as pretrained/<Game>/<name>.pt. A run that was stopped
 goes on where it was when it is started again (with --retrain, models that were finished before the stop are made once more). The
-models' networks and losses are in encoders/, one file each.
+models' networks and losses are in encoders/, one file each. In games that have FIRE, the action after a lost life is FIRE (atari.py).
 """
 
 import json
@@ -36,7 +36,7 @@ from tqdm import tqdm
 import precision
 import processes
 import storage
-from atari import env_seeds, game_name, make_envs
+from atari import env_seeds, fire_action, game_name, make_envs
 from encoders import ENCODERS, PRETRAININGS, load_encoder, save_encoder
 from precision import Precision
 from storage import InputError
@@ -133,13 +133,17 @@ def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.devi
         "expert_sha256": storage.sha256(Path(args.expert_checkpoint)) if expert else None,
         "expert_fraction": args.expert_fraction if expert else 0.0,
         "seed": args.seed,
-        "fire_after_lost_life": True,  # frames that were collected before this rule show other games
     }
+    fire = fire_action(args.env_id) is not None
     index_path, frames_path = folder / "index.json", folder / "frames.u8"
-    index = {**made_by, "games": []}
+    index = {**made_by, "fire_after_lost_life": fire, "games": []}
     if index_path.exists():
         index = json.loads(index_path.read_text())
         different = [key for key, value in made_by.items() if index.get(key) != value]
+        if fire and not index.get("fire_after_lost_life"):
+            raise InputError(
+                f"{folder}: holds frames from before FIRE was pressed after a lost life; choose another --data-dir or delete it."
+            )
         if different:
             raise InputError(f"{folder}: holds frames made with another {', '.join(different)}; choose another --data-dir or delete it.")
     games = index["games"]  # each {"start": first frame, "length": frames, "expert": whether the expert played}
@@ -448,15 +452,13 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     args = replace(args, precision=precision.choose(args.precision, device))
+    print(f"pretrain_encoders: {args.env_id}, {', '.join(todo)}; {processes.describe_speed(args, device)}")
 
     collect_frames(args, data_folder, args.num_frames or {"cpu": 100_000, "paper": 1_000_000}[args.budget], device, interrupted)
     if interrupted.is_set():
         sys.exit(130)
     data = FrameData(data_folder, args.validation_fraction, args.seed)
-    print(
-        f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, "
-        f"{len(data.games['validation'])} games held out; {processes.describe_speed(args, device)}"
-    )
+    print(f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, {len(data.games['validation'])} games held out")
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):
             sys.exit(130)

@@ -11,7 +11,8 @@ whose lifelong part is random network distillation (RND): Burda et al. 2018 (arX
 ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
 
 The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost lives; what the
-screen shows of both stays visible. What it explores is measured where the player's place is known in the console's memory.
+screen shows of both stays visible. In games that have FIRE, the action after a lost life is FIRE, whatever it chose (atari.py): that step
+teaches the values, not the policy. What it explores is measured where the player's place is known in the console's memory.
 
 The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
 intrinsic reward, advantages, update, log, save.

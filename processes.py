@@ -54,10 +54,10 @@ def join(cuda: bool | Literal["auto"]) -> tuple[int, int, torch.device]:
 
 
 def normalise(x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """x (n,) less the mean, over the standard deviation (n - 1; 1e-8 is added to it), of the numbers of all processes that count.
+    """x (n,) less the mean, over the standard deviation (n - 1; 1e-8 is added to it), of those numbers of all processes that count.
 
     Args:
-        counts: bool (n,); with fewer than two in all processes together there is no deviation, and the result is 0.
+        counts: bool (n,), which ones count; of fewer than two, in all processes together, there is no deviation, and the result is 0.
     """
     chosen = x[counts]
     if not dist.is_initialized():
@@ -87,8 +87,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for gradient, of_all in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(of_all.view_as(gradient))
 
 
 def gather(items: list[Any]) -> list[Any]:
@@ -109,9 +109,10 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # macOS, Windows, musl
         return
-    trim_threshold, mmap_max = -1, -4  # names of the GNU C library's mallopt(3), and its defaults
-    libc.mallopt(trim_threshold, 2**31 - 1 if keep else 128 * 1024)
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names in the GNU C library's mallopt(3)
     libc.mallopt(mmap_max, 0 if keep else 65536)
+    libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest; where its own rule, which these calls end, arrives with large tensors
+    libc.mallopt(trim_threshold, 2**31 - 1 if keep else 64 * 2**20)
 
 
 def take_rows(kept: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -202,8 +203,8 @@ def require_memory(needed: int, device: torch.device, what: str, remedy: str) ->
 
 def describe_speed(args: Any, device: torch.device, world_size: int = 1) -> str:
     """What is on, in one line for the start of a run."""
-    on = [device.type, args.precision, f"{torch.get_num_threads()} CPU threads"]
-    on += [f"each of {world_size} processes"] if world_size > 1 else []
+    threads = f"{torch.get_num_threads()} CPU threads"
+    on = [device.type, args.precision, threads if world_size == 1 else f"{world_size} processes with {threads} each"]
     on += ["--compile"] if getattr(args, "compile", False) else []
     return ", ".join(on)
 

@@ -213,7 +213,7 @@ def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
 def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_differ: set[str]) -> None:
     """Refuse to resume the checkpoint at `path`, made with the flags `saved`, under other `args`, but for those in `may_differ`.
 
-    Flags that the script did not have yet when the checkpoint was made count as their defaults.
+    Flags that the script did not have yet when the checkpoint was made count as `saved_args` says.
 
     Raises:
         InputError: names each flag that differs, with both values, or those that the script has no longer.
@@ -229,9 +229,13 @@ def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_diff
 
 
 def saved_args(path: Path | str, args_class: type, saved: dict[str, Any]) -> Any:
-    """The flags of the checkpoint at `path`, as the script's `Args`; raises InputError if the script has some of them no longer."""
-    gone = set(saved) - {field.name for field in fields(args_class)}
+    """The flags of the checkpoint at `path`, as the script's `Args`; raises InputError if the script has some of them no longer.
+
+    Those that it did not have yet count as their defaults, but for the precision: before that was a flag it was float32.
+    """
+    now = {field.name for field in fields(args_class)}
+    gone = set(saved) - now
     if gone:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(gone))
-        raise InputError(f"{path}: another version of the script made it, which had {flags}; this one cannot open it.")
-    return args_class(**saved)
+        raise InputError(f"{path}: another version of the script made it, which had {flags}; open it with that version, or train anew.")
+    return args_class(**{"precision": "float32"} | saved) if "precision" in now else args_class(**saved)

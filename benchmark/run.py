@@ -525,7 +525,7 @@ def main(args: Args) -> None:
         return
     if left and left[0].earlier:
         raise InputError(
-            f"{args.experiment}: revision {left[0].earlier} of the scripts made these results; today's have no longer its flags."
+            f"{args.experiment}: revision {left[0].earlier} of the scripts made these results; today's scripts no longer have its flags."
         )
     signal.signal(signal.SIGINT, runner.stop)
     signal.signal(signal.SIGTERM, runner.stop)

@@ -278,7 +278,7 @@ class Loop:
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
                 if self.case.channels_last:
                     seen = {name: processes.take_rows(values, inds, self.room.get(name)) for name, values in self.kept.items()}
-                    self.room = seen if self.frozen is not None else {}
+                    self.room = seen if self.frozen is not None and len(inds) == MINIBATCH else {}
                 else:
                     seen = {name: values[inds] for name, values in self.kept.items()}
                 if self.frozen is not None and not self.case.kept_embeddings:

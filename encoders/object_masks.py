@@ -91,7 +91,7 @@ class ObjectMasksPretraining(nn.Module):
             dissimilarity = (1 - ssim(rebuilt.float(), obs[:, -2:-1].float() / 255.0)) / 2
         # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows
         # from 0 to 1 over the run (published: by 1e-5 a step).
-        flow_regularization = (masks.mean(dim=(2, 3))[:, :, None] * translations.abs()).mean()
+        flow_regularization = (masks.float().mean(dim=(2, 3))[:, :, None] * translations.float().abs()).mean()
         return {"loss": dissimilarity + progress * flow_regularization, "dissimilarity": dissimilarity, "moved_area": flow_regularization}
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -181,6 +181,17 @@ def test_the_other_scripts_in_bfloat16(script, tmp_path):
         assert first == pytest.approx(second, rel=0.2)
 
 
+def test_agents_from_before_the_flag_play_in_float32(tmp_path, processor):
+    """Their checkpoints have no precision; it was float32."""
+    processor(avx512_bf16=True)
+    flags = {"total_timesteps": 128, "num_envs": 4, "cuda": False, "runs_dir": str(tmp_path), "learning_starts": 64, "buffer_size": 200}
+    path = dqn_bt_atari.main(dqn_bt_atari.Args(**flags)) / "checkpoint.pt"
+    checkpoint = storage.load(path, "checkpoint")
+    assert dqn_bt_atari.load_agent(path).precision == checkpoint["args"].pop("precision") == "bfloat16"
+    storage.save(checkpoint, path)
+    assert dqn_bt_atari.load_agent(path).precision == "float32"
+
+
 @pytest.mark.parametrize("script", [ppo_e2e_atari, ppo_wsa_atari])
 def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(script, tmp_path, pretrained_dir, processor, capsys, frames):
     processor(avx512_bf16=True)
@@ -230,7 +241,7 @@ def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     flags += ["--encoders", *LIGHT["encoders"], "--features-dim", "32", "--pretrained-dir", pretrained_dir, "--runs-dir", str(tmp_path)]
     done = torchrun(str(ROOT / "ppo_wsa_atari.py"), *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "each of 2 processes" in done.stdout and done.stdout.count("done at step 128") == 1
+    assert "2 processes with 1 CPU threads each" in done.stdout and done.stdout.count("done at step 128") == 1
     (run,) = tmp_path.glob("Pong__*")
     checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8  # each of the four environments was cut off twice

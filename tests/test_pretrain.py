@@ -128,6 +128,26 @@ def test_a_stopped_run_goes_on_to_the_same_result(folder, monkeypatch):
     assert all(torch.equal(first["state"][key], second["state"][key]) for key in first["state"])
 
 
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_frames_from_before_fire_do_not_mix_with_newer_ones(tmp_path, game):
+    """Where FIRE is pressed after a lost life, frames whose index does not say so are refused; elsewhere nothing has changed."""
+    flags = {"env_id": f"ALE/{game}-v5", "num_frames": 1200, "encoders": ("autoencoder",), "steps": 1}
+    main(small_args(tmp_path, **flags))
+    path = tmp_path / "data" / game / "index.json"
+    index = json.loads(path.read_text())
+    assert index.pop("fire_after_lost_life") == (game == "Breakout")
+    path.write_text(json.dumps(index))
+    before = (tmp_path / "data" / game / "frames.u8").read_bytes()
+    more = small_args(tmp_path, **flags | {"num_frames": 1500}, retrain=True)
+    if game == "Breakout":
+        with pytest.raises(InputError, match="holds frames from before FIRE was pressed after a lost life; choose another --data-dir"):
+            main(more)
+        assert (tmp_path / "data" / game / "frames.u8").read_bytes() == before
+    else:
+        main(more)
+        assert (tmp_path / "data" / game / "frames.u8").stat().st_size == 1500 * 84 * 84
+
+
 def test_collecting_goes_on_where_it_was(folder):
     """More frames are added behind those there are; other settings are refused and nothing is lost."""
     data_folder = folder / "data" / "Pong"

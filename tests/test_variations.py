@@ -33,6 +33,20 @@ def test_an_unmodified_game_shows_what_training_saw(game):
     assert_shows_what_training_saw(game, make)
 
 
+def test_fire_follows_a_lost_life_in_a_changed_game():
+    """In Breakout with gravity, for an agent that never presses it; once for each life but the last."""
+    env = make_changed_env("ALE/Breakout-v5", "gravity", noop_max=0)
+    env.reset(seed=1)
+    played, lives, terminated = [], [], False
+    while not terminated and len(played) < 800:
+        _, _, terminated, _, info = env.step(2)
+        played.append(info["action"])
+        lives.append(info["lives"])
+    lost = [t for t in range(1, len(lives)) if 0 < lives[t] < lives[t - 1]]
+    assert terminated and len(lost) == 4
+    assert [t for t, action in enumerate(played) if action == 1] == [t + 1 for t in lost]
+
+
 def test_a_modification_does_what_it_says():
     """Breakout's blocks turn black where they were: the picture is the unchanged one but for the rows of blocks."""
     plain, black = (make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in (evaluate.UNCHANGED, "color_all_blocks_black"))
