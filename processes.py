@@ -100,7 +100,7 @@ def gather(items: list[Any]) -> list[Any]:
     return [item for of_one in of_all for item in of_one]
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Let freed memory stay with this process, for the next tensor of its size, in place of going back to the system. (Only with glibc.)
 
     New pages cost more than the numbers that are written to them.
@@ -109,10 +109,9 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # macOS, Windows, musl
         return
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names in the GNU C library's mallopt(3)
-    libc.mallopt(mmap_max, 0 if keep else 65536)
-    libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest; where its own rule, which these calls end, arrives with large tensors
-    libc.mallopt(trim_threshold, 2**31 - 1 if keep else 64 * 2**20)
+    trim_threshold, mmap_max = -1, -4  # names in the GNU C library's mallopt(3)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
 
 
 def take_rows(kept: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,11 +8,13 @@ Each case is one training loop put together from the scripts' own agents, losses
 design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's defaults (CleanRL's
 ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the published code). "script" is all that the script
 does by default, in the precision that is the faster one here; "script, without X" takes one thing away. A case's unit is a rollout and its
-four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in float32 ("plain") and by default ("script"). The cases
-take turns, and the median over the rounds is kept, so that a slow moment of the machine does not fall on one of them.
+four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case
+has a process of its own, so that none works in memory that another one has prepared; they take turns, and the median over the rounds is
+kept, so that a slow moment of the machine does not fall on one of them.
 """
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,7 +246,6 @@ class Loop:
 
     def iteration(self) -> None:
         """One rollout and four epochs over it."""
-        processes.keep_freed_memory(self.case.freed_memory_kept)
         chosen, rewards, dones = [], [], []
         for step in range(self.args.num_steps):
             actions, results = self.timed("policy", self.choose, self.seen)
@@ -308,7 +310,6 @@ class PretrainingLoop:
         self.obs, self.later_obs = (frames[part : part + batch_size].to(device) for part in (100, 101))
 
     def iteration(self) -> None:
-        processes.keep_freed_memory()
         for _ in range(self.steps):
             with precision.autocast(self.precision, self.device):
                 loss = self.pretraining.loss(self.obs, self.later_obs, torch.tensor(0.5))["loss"]
@@ -317,6 +318,58 @@ class PretrainingLoop:
             self.optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def work(case: Case, args: Args, connection: Connection) -> None:
+    """One case, in a process of its own: an iteration that is not counted (it allocates, picks kernels, compiles), one for each True."""
+    begin = time.perf_counter()
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)
+    if case.freed_memory_kept:
+        processes.keep_freed_memory()
+    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    loop = (PretrainingLoop if case.kind in PRETRAINED else Loop)(case, args, device)
+    loop.iteration()
+    connection.send((loop.steps, loop.precision, time.perf_counter() - begin))
+    while connection.recv():
+        loop.seconds = {}
+        begin = time.perf_counter()
+        loop.iteration()
+        connection.send((time.perf_counter() - begin, loop.seconds))
+
+
+@dataclass
+class Running:
+    """A case's process, and what it has said."""
+
+    case: Case
+    process: multiprocessing.Process
+    connection: Connection
+    steps: int
+    precision: str
+    ready: float  # seconds until the end of its first iteration
+    times: list[tuple[float, dict[str, float]]]
+
+    @property
+    def speed(self) -> float:
+        """Steps per second, by the median iteration."""
+        return self.steps / float(np.median([total for total, _ in self.times]))
+
+
+def start(case: Case, args: Args) -> Running:
+    """Begin a case, and wait until it is ready; raises RuntimeError if it fails."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(case, args, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        steps, of, ready = ours.recv()
+    except EOFError as error:
+        raise RuntimeError(f"{case.kind}: {case.name}: its process has ended") from error
+    print(f"ready: {case.kind}: {case.name} ({ready:.0f} s)", flush=True)
+    return Running(case, process, ours, steps, of, ready, [])
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -349,41 +402,31 @@ def main(args: Args) -> None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
-    loops, rows = [], []
-    for case in cases(args):
-        begin = time.perf_counter()
-        loop = (PretrainingLoop if case.kind in PRETRAINED else Loop)(case, args, device)
-        loop.iteration()  # not counted: first calls allocate, choose kernels, compile
-        loops.append((loop, time.perf_counter() - begin, []))
-        print(f"ready: {case.kind}: {case.name} ({loops[-1][1]:.0f} s)", flush=True)
+    running, rows = [start(case, args) for case in cases(args)], []
     for number in range(args.rounds):
-        for loop, _, times in loops:
-            loop.seconds = {}
-            begin = time.perf_counter()
-            loop.iteration()
-            times.append((time.perf_counter() - begin, loop.seconds))
+        for one in running:
+            one.connection.send(True)
+            one.times.append(one.connection.recv())
         print(f"round {number + 1} of {args.rounds}", flush=True)
+    for one in running:
+        one.connection.send(False)
 
-    def speed(loop: Loop | PretrainingLoop, times: list) -> float:
-        return loop.steps / float(np.median([total for total, _ in times]))
-
-    plain = {loop.case.kind: speed(loop, times) for loop, _, times in loops if loop.case.name == "plain"}
-    whole = {loop.case.kind: speed(loop, times) for loop, _, times in loops if loop.case.name == "script"}
-    for loop, ready, times in loops:
-        kind = loop.case.kind
-        total = sum(total for total, _ in times)
+    plain = {one.case.kind: one.speed for one in running if one.case.name == "plain"}
+    whole = {one.case.kind: one.speed for one in running if one.case.name == "script"}
+    for one in running:
+        kind, total = one.case.kind, sum(total for total, _ in one.times)
         phases = ("emulation", "frozen models", "policy", "update", "frozen models in the update")
-        shares = {phase: sum(seconds.get(phase, 0.0) for _, seconds in times) for phase in phases}
+        shares = {phase: sum(seconds.get(phase, 0.0) for _, seconds in one.times) for phase in phases}
         again = shares.pop("frozen models in the update")
         shares["frozen models"] += again
         shares["update"] -= again
-        row = {"kind": kind, "case": loop.case.name, "precision": loop.precision, "steps_per_second": speed(loop, times)}
-        row["slowest"], row["fastest"] = (loop.steps / pick(total for total, _ in times) for pick in (max, min))
-        row["times_plain"] = speed(loop, times) / plain[kind] if kind in plain else None
-        row["of_script"] = speed(loop, times) / whole[kind] if kind in whole else None
+        row = {"kind": kind, "case": one.case.name, "precision": one.precision, "steps_per_second": one.speed}
+        row["slowest"], row["fastest"] = (one.steps / pick(total for total, _ in one.times) for pick in (max, min))
+        row["times_plain"] = one.speed / plain[kind] if kind in plain else None
+        row["of_script"] = one.speed / whole[kind] if kind in whole else None
         if kind not in PRETRAINED:
             row |= {f"share_{phase.replace(' ', '_')}": seconds / total for phase, seconds in shares.items()}
-        rows.append(row | {"first_iteration_seconds": ready})
+        rows.append(row | {"first_iteration_seconds": one.ready})
 
     found = machine(device)
     print(f"\n{found['cpu']}, {found['threads']} threads, {found.get('gpu', 'no GPU')}, PyTorch {found['torch']}; {args.num_envs} games\n")
