@@ -164,9 +164,11 @@ def test_relative_scores_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "play", lambda act, env_id, variation, *rest: {"variation": variation, "mean": next(means)})
     for name in ("plot_suite", "write_results"):
         monkeypatch.setattr(evaluate, name, lambda *rest: None)
-    agents = [evaluate.Evaluated(label, "", SimpleNamespace(act=len), "ALE/Pong-v5", "", 0, 0.0) for label in ("good", "bad")]
+    player = SimpleNamespace(act=len, precision="bfloat16")
+    agents = [evaluate.Evaluated(label, "", player, "ALE/Pong-v5", "", 0, 0.0) for label in ("good", "bad")]
     rows = evaluate.suite(agents, Args(checkpoint=("good", "bad")), tmp_path)
     assert [row.get("relative") for row in rows] == [None, 1.0, None, 0.5, None]
+    assert [row.get("precision") for row in rows] == [None, *["bfloat16"] * 4]  # what an agent played in; random play has none
 
 
 def test_attention_writes_what_the_agent_weighed(agents, tmp_path):

@@ -138,7 +138,7 @@ def test_flags_of_other_versions():
     storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, Args(gamma=0.9, newer=5), {"newer"})
     with pytest.raises(InputError, match="--gamma was 0.9, now 0.8; --newer was 3, now 5"):
         storage.require_same_settings(Path("some.pt"), {"gamma": 0.9}, Args(gamma=0.8, newer=5), set())
-    with pytest.raises(InputError, match="some.pt: it was made by another version of the script, which had --old-flag"):
+    with pytest.raises(InputError, match="some.pt: another version of the script made it, which had --old-flag; open it with that version"):
         storage.saved_args("some.pt", Args, {"gamma": 0.9, "old_flag": 1})
 
 
