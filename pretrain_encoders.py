@@ -409,7 +409,12 @@ def train(
 
 
 def main(args: Args) -> None:
+    # Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
+    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
     game = game_name(args.env_id)
     folder, data_folder = Path(args.pretrained_dir or storage.PRETRAINED) / game, Path(args.data_dir) / game
     for path in (folder, data_folder, Path(args.runs_dir)):
@@ -446,10 +451,6 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
 
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
-    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
     device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
     args = replace(args, precision=precision.choose(args.precision, device))
     print(f"pretrain_encoders: {args.env_id}, {', '.join(todo)}; {processes.describe_speed(args, device)}")
