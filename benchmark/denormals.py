@@ -2,8 +2,9 @@
 
     python -m benchmark.denormals --checkpoint runs/<run_name>/checkpoint.pt runs/<run_name>/checkpoint.pt
 
-Where a unit has died, its weights get no gradients, and Adam's averages of them halve every few steps until they are denormal: numbers
-below 1.2e-38, on which a CPU is many times as slow. `torch.set_flush_denormal(True)` makes them 0. The gradients are set to 0 here, so that
+Where a unit has died, its weights get no gradients, and Adam's averages of them halve every few steps until they are
+denormal: numbers below 1.2e-38, on which a CPU is many times as slow. `torch.set_flush_denormal(True)` makes them 0.
+    The gradients are set to 0 here, so that
 nothing but Adam is timed; the two ways take turns.
 """
 
@@ -16,9 +17,9 @@ from pathlib import Path
 import torch
 import tyro
 
-import processes
-import storage
-from storage import InputError
+from housekeeping import processes
+from housekeeping import files as storage
+from housekeeping.flags import InputError
 
 SMALLEST = torch.finfo(torch.float32).smallest_normal
 
@@ -43,7 +44,9 @@ def seconds_of_a_step(weights: list[torch.Tensor], state: dict, flush: bool) -> 
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.Adam(parameters, fused=True)
     # Copies: a loaded state is shared with the dictionary, and the first flushed step would clean it for all
-    optimizer.state.update({p: {key: value.clone() for key, value in state[i].items()} for i, p in enumerate(parameters)})
+    optimizer.state.update(
+        {p: {key: value.clone() for key, value in state[i].items()} for i, p in enumerate(parameters)}
+    )
     times = []
     for _ in range(10):
         start = time.perf_counter()
@@ -64,7 +67,12 @@ def measure(checkpoint: dict, rounds: int) -> dict[str, str | int | float]:
         for flush, seconds in found.items():
             seconds.append(seconds_of_a_step(weights, state, flush))
     plain, flushed = (1e3 * statistics.median(found[flush]) for flush in (False, True))
-    about = {"script": checkpoint["script"], "step": checkpoint["global_step"], "weights": len(averages), "denormal_share": float(share)}
+    about = {
+        "script": checkpoint["script"],
+        "step": checkpoint["global_step"],
+        "weights": len(averages),
+        "denormal_share": float(share),
+    }
     return about | {"plain_ms": plain, "flushed_ms": flushed, "times_as_fast": plain / flushed}
 
 
@@ -78,8 +86,10 @@ def main(args: Args) -> None:
     rows = [measure(checkpoint, args.rounds) for checkpoint in checkpoints]
     for row in rows:
         print(
-            f"{row['script']}, step {row['step']:,}: {row['denormal_share']:.0%} of {row['weights']:,} running averages are denormal; "
-            f"Adam's step {row['plain_ms']:.1f} ms, {row['flushed_ms']:.1f} ms with them flushed ({row['times_as_fast']:.1f} times as fast)"
+            f"{row['script']}, step {row['step']:,}: {row['denormal_share']:.0%} of {row['weights']:,} running "
+            "averages are denormal; "
+            f"Adam's step {row['plain_ms']:.1f} ms, {row['flushed_ms']:.1f} ms with them flushed "
+            f"({row['times_as_fast']:.1f} times as fast)"
         )
     storage.write_csv(Path(args.output), rows, ".4g")
     print(f"stored in {args.output}")

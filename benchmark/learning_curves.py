@@ -17,9 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-import storage
+from housekeeping import files as storage
 from benchmark.run import games_of, logged_of
-from storage import InputError
+from housekeeping.flags import InputError
 
 WINDOW = 50_000  # agent steps
 
@@ -41,7 +41,8 @@ class Args:
 def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.ndarray:
     """At each game, the mean score of the games that ended in the `window` steps up to its end.
 
-    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another time in each run.
+    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another
+    time in each run.
 
     Args:
         steps: agent step at which each game ended, rising (games,).
@@ -54,7 +55,8 @@ def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.nda
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the games of the last steps."""
+    """Of each run by its label, game by game: agent steps, minutes, and the mean raw score of the games of the last
+    steps."""
     rows = storage.read_csv(path)
     found = {}
     for label in dict.fromkeys(row["label"] for row in rows):
@@ -81,7 +83,9 @@ def main(args: Args) -> None:
     for label, (steps, minutes, mean) in read_curves(path).items():
         axes[0].plot(steps / 1e6, mean, label=label)
         axes[1].plot(minutes, mean, label=label)
-        print(f"{label}: {len(steps)} games, {steps[-1]:,.0f} steps, {minutes[-1]:.0f} minutes; at the end {mean[-1]:.1f}")
+        print(
+            f"{label}: {len(steps)} games, {steps[-1]:,.0f} steps, {minutes[-1]:.0f} minutes; at the end {mean[-1]:.1f}"
+        )
     for axis, unit in zip(axes, ("million agent steps", "wall time, minutes"), strict=True):
         axis.axhline(args.random_play, color="grey", linestyle=":", label="random play")
         axis.set_xlabel(unit)

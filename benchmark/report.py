@@ -41,12 +41,12 @@ import scipy.stats
 import tyro
 
 import evaluate
-import storage
+from housekeeping import files as storage
 from benchmark import coverage
 from benchmark.learning_curves import WINDOW, read_curves, running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from encoders import load_encoder
-from storage import InputError
+from housekeeping.flags import InputError
 
 READMES = ("README.md", "benchmark/README.md")
 RESULTS = ROOT / "benchmark" / "results"

@@ -75,9 +75,9 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import storage
-from atari import game_name
-from storage import InputError
+from housekeeping import files as storage
+from environments.atari import game_name
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
