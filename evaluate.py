@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from environments.atari import MAX_FRAMES_PER_GAME, game_name, make_envs, play_games
 from environments.hackatari import (
-    COMPARED_STEPS,
     UNCHANGED,
     first_difference,
     hackatari,
@@ -45,9 +44,9 @@ from environments.hackatari import (
     modes_and_difficulties,
     parse_variation,
 )
+from environments.pictures import film, plot_suite, plot_weights
 from housekeeping import checkpoints, device, files
 from housekeeping.flags import InputError, check_ranges, parse, start
-from housekeeping.pictures import film, plot_suite, plot_weights
 from housekeeping.run import BAR
 from housekeeping.seeds import env_seeds
 
@@ -333,7 +332,7 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
             row["relative"] = (row["mean"] - rows[0]["mean"]) / span if span > 0 else None
             rows.append(row)
             write_results(output, args, rows)
-    plot_suite(rows, agents, (UNCHANGED, *known), output / "suite.png")
+    plot_suite(rows, [agent.label for agent in agents], (UNCHANGED, *known), output / "suite.png")
     return rows
 
 

@@ -409,6 +409,9 @@ def main(args: Args) -> Path | None:
     frozen = open_models(args)
     if run.checkpoint:
         frozen.restore(run.checkpoint, Path(args.resume))
+    dtype = getattr(torch, args.precision)  # embeddings are kept in the precision in which the update reads them
+    if args.combiner != "reservoir":
+        KeptEmbeddings.require_memory(frozen.shapes, num_envs * args.num_steps, minibatch_size, dtype, device)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     envs = make_envs(args.env_id, num_envs, args.repeat_action_probability, True, args.max_frames_per_game)
     num_actions = int(envs.single_action_space.n)
@@ -435,13 +438,12 @@ def main(args: Args) -> Path | None:
     # Storage of one rollout; row step * num_envs + env of `b_seen` belongs to that step of that environment
     def make_storage() -> KeptEmbeddings:
         """Room for what is seen in one rollout, by the models that there are now."""
-        shapes, dtype = (
-            {name: frozen.shapes[name] for name in frozen.wanted(agent.names)},
-            getattr(torch, args.precision),
-        )
-        if isinstance(agent.combiner, Reservoir):
-            shapes, dtype = {"reservoir": (agent.combiner.out_dim,)}, torch.float32  # the state that the heads see
-        return KeptEmbeddings(shapes, num_envs * args.num_steps, minibatch_size, dtype, device)
+        rows = num_envs * args.num_steps
+        if isinstance(agent.combiner, Reservoir):  # its state is all that the heads see
+            state = {"reservoir": (agent.combiner.out_dim,)}
+            return KeptEmbeddings(state, rows, minibatch_size, torch.float32, device)
+        shapes = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}
+        return KeptEmbeddings(shapes, rows, minibatch_size, dtype, device)
 
     b_seen = make_storage()
     actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)

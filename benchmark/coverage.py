@@ -24,10 +24,10 @@ import torch
 import tyro
 
 import pretrain_policy_atari
-from housekeeping import files as storage
 from environments.atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env
-from pretrain_policy_atari import POSITION, coverage
+from housekeeping import files as storage
 from housekeeping.flags import InputError
+from pretrain_policy_atari import POSITION, coverage
 
 
 @dataclass

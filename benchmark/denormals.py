@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from housekeeping import processes
 from housekeeping import files as storage
+from housekeeping import processes
 from housekeeping.flags import InputError
 
 SMALLEST = torch.finfo(torch.float32).smallest_normal

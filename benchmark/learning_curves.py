@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from housekeeping import files as storage
 from benchmark.run import games_of, logged_of
+from housekeeping import files as storage
 from housekeeping.flags import InputError
 
 WINDOW = 50_000  # agent steps

@@ -41,11 +41,11 @@ import scipy.stats
 import tyro
 
 import evaluate
-from housekeeping import files as storage
 from benchmark import coverage
 from benchmark.learning_curves import WINDOW, read_curves, running_mean
 from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
 from encoders import load_encoder
+from housekeeping import files as storage
 from housekeeping.flags import InputError
 
 READMES = ("README.md", "benchmark/README.md")
@@ -71,7 +71,9 @@ class Finished:
     steps: np.ndarray  # of each training game
     seconds: np.ndarray
     scores: np.ndarray
-    evaluation: dict | None  # what evaluate.py found: mean raw score, how many games were cut off, how many are distinct
+    evaluation: (
+        dict | None
+    )  # what evaluate.py found: mean raw score, how many games were cut off, how many are distinct
     logged: dict[str, float]  # what else was logged, by tag: means over the end of the run
 
     @property
@@ -120,7 +122,9 @@ def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
     for game, arm in dict.fromkeys((one.run.game, one.run.arm) for one in finished if one.logged):
         mine = [one.logged for one in finished if (one.run.game, one.run.arm) == (game, arm)]
         means = {tag: np.mean([logged[tag] for logged in mine if tag in logged] or [np.nan]) for tag in tags}
-        cells = {tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()}  # 1e-7, one model's entropy, is 0
+        cells = {
+            tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()
+        }  # 1e-7, one model's entropy, is 0
         rows.append({"game": game, "arm": arm} | cells)
     return rows
 
@@ -129,11 +133,15 @@ def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there are too few."""
 
     def statistic(sample: np.ndarray, axis: int) -> np.ndarray:
-        return scipy.stats.trim_mean(sample, 0.25, axis=axis) if len(values) >= ENOUGH_FOR_IQM else sample.mean(axis=axis)
+        return (
+            scipy.stats.trim_mean(sample, 0.25, axis=axis) if len(values) >= ENOUGH_FOR_IQM else sample.mean(axis=axis)
+        )
 
     if len(values) < ENOUGH_FOR_AN_INTERVAL or np.ptp(values) == 0:
         return float(statistic(values, 0)), float("nan"), float("nan")
-    interval = scipy.stats.bootstrap((values,), statistic, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    interval = scipy.stats.bootstrap(
+        (values,), statistic, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
     return float(statistic(values, 0)), float(interval.low), float(interval.high)
 
 
@@ -143,8 +151,15 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
     for game in dict.fromkeys(one.run.game for one in finished):
         for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
             mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
-            row = {"game": game, "arm": arm, "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}", "seeds": str(len(mine))}
-            row["games in the last tenth"] = " ".join(str(int((one.steps > (1 - END) * one.steps[-1]).sum())) for one in mine)
+            row = {
+                "game": game,
+                "arm": arm,
+                "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}",
+                "seeds": str(len(mine)),
+            }
+            row["games in the last tenth"] = " ".join(
+                str(int((one.steps > (1 - END) * one.steps[-1]).sum())) for one in mine
+            )
             evaluated = [one.evaluation for one in mine if one.evaluation]
             for name, values in (
                 ("last tenth of training", [one.curve[-1] for one in mine]),
@@ -154,7 +169,9 @@ def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
                 row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "") if values else ""
                 row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
                 row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
-            row["evaluation: games"] = games_said(*(sum(one[what] for one in evaluated) for what in GAMES_SAID)) if evaluated else ""
+            row["evaluation: games"] = (
+                games_said(*(sum(one[what] for one in evaluated) for what in GAMES_SAID)) if evaluated else ""
+            )
             row["minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
             row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
             rows.append(row)
@@ -176,7 +193,9 @@ def suite_rows(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
         row = rows.setdefault((one["game"], seed, one["variation"]), about)
         row["picture"] = one["first_difference"]
         row[one["agent"]] = f"{float(one['mean']):.1f}"
-        row[f"{one['agent']}: 95%"] = f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
+        row[f"{one['agent']}: 95%"] = (
+            f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
+        )
         row[f"{one['agent']}: relative"] = f"{float(one['relative']):z.2f}" if one["relative"] else ""
         row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
     return filled_up(rows.values())
@@ -200,7 +219,9 @@ def suite_over_seeds(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, 
         for name, of_seeds in ((name, of_seeds) for name, of_seeds in row.items() if any(of_seeds.values())):
             form = "z.2f" if name.endswith(": relative") else "z.1f"
             cells[name] = format(float(np.mean([float(value) for value in of_seeds.values() if value])), form)
-            cells[f"{name}, each seed"] = " ".join(format(float(value), form) if value else "-" for value in of_seeds.values())
+            cells[f"{name}, each seed"] = " ".join(
+                format(float(value), form) if value else "-" for value in of_seeds.values()
+            )
         rows.append(cells)
     return filled_up(rows)
 
@@ -234,8 +255,14 @@ def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
 def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
     """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", suites, "attention"."""
     found = {"table": table_rows(finished), "logged": logged_rows(finished)}
-    suites = [(seed, row) for seed, path in files_of_chains(folder, runs, "results.csv") for row in storage.read_csv(path)]
-    found |= {"suite_over_seeds": suite_over_seeds(suites), "suite": suite_rows(suites), "attention": attention_rows(folder, runs)}
+    suites = [
+        (seed, row) for seed, path in files_of_chains(folder, runs, "results.csv") for row in storage.read_csv(path)
+    ]
+    found |= {
+        "suite_over_seeds": suite_over_seeds(suites),
+        "suite": suite_rows(suites),
+        "attention": attention_rows(folder, runs),
+    }
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -259,7 +286,9 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
                 axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True):
+    for axis, label in zip(
+        axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("raw score, mean over a tenth of the run")
@@ -275,17 +304,25 @@ def throughput_table() -> str:
     stored = json.loads((ROOT / "benchmark" / "throughput.json").read_text())
     rows = []
     for row in stored["rows"]:
-        cells = {"case": f"{row['kind']}: {row['case']}", "precision": row["precision"], "steps/s": f"{row['steps_per_second']:.3g}"}
+        cells = {
+            "case": f"{row['kind']}: {row['case']}",
+            "precision": row["precision"],
+            "steps/s": f"{row['steps_per_second']:.3g}",
+        }
         cells |= {key.replace("_", " "): f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")}
         cells["slowest to fastest"] = f"{row['slowest']:.3g} to {row['fastest']:.3g}"
         phases = ("emulation", "frozen_models", "policy", "update")
         shares = {phase: row.get(f"share_{phase}") for phase in phases}
-        rows.append(cells | {phase.replace("_", " "): f"{share:.0%}" if share is not None else "" for phase, share in shares.items()})
+        rows.append(
+            cells
+            | {phase.replace("_", " "): f"{share:.0%}" if share is not None else "" for phase, share in shares.items()}
+        )
     about, settings = stored["machine"], stored["settings"]
-    where = (
-        f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"
+    where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"
+    starts = (
+        f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s"
+        for script, seconds in stored["start_up_seconds"].items()
     )
-    starts = (f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s" for script, seconds in stored["start_up_seconds"].items())
     measured = f"{where}, {settings['rounds']} rounds: the median, and the slowest and the fastest."
     return f"{markdown(rows)}\n\n{measured} From the command to the end of a run of one step, three times each: {', '.join(starts)}."
 
@@ -294,8 +331,15 @@ def denormals_table() -> str:
     """What benchmark/denormals.py has measured last and stored."""
     rows = []
     for row in storage.read_csv(ROOT / "benchmark" / "denormals.csv"):
-        cells = {"run of": f"`{row['script']}.py`", "steps": f"{int(row['step']):,}", "denormal": f"{float(row['denormal_share']):.0%}"}
-        cells |= {"Adam's step (ms)": f"{float(row['plain_ms']):.1f}", "flushed (ms)": f"{float(row['flushed_ms']):.1f}"}
+        cells = {
+            "run of": f"`{row['script']}.py`",
+            "steps": f"{int(row['step']):,}",
+            "denormal": f"{float(row['denormal_share']):.0%}",
+        }
+        cells |= {
+            "Adam's step (ms)": f"{float(row['plain_ms']):.1f}",
+            "flushed (ms)": f"{float(row['flushed_ms']):.1f}",
+        }
         rows.append(cells | {"times as fast": f"{float(row['times_as_fast']):.1f}"})
     return markdown(rows)
 
@@ -317,8 +361,13 @@ def curves_table() -> str:
 def coverage_table() -> str:
     """How many places benchmark/coverage.py has counted."""
     rows = []
-    for row in coverage.summary(*(storage.read_csv(ROOT / "benchmark" / f"coverage_{what}.csv") for what in ("games", "steps"))):
-        cells = {"game": row["game"], "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else "")}
+    for row in coverage.summary(
+        *(storage.read_csv(ROOT / "benchmark" / f"coverage_{what}.csv") for what in ("games", "steps"))
+    ):
+        cells = {
+            "game": row["game"],
+            "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else ""),
+        }
         cells |= {"games": str(row["games"]), "steps of a game": f"{row['steps of a game']:.0f}"}
         cells |= {"places in a game": f"{row['places in a game']:.0f}", "95%": f"{row['from']:.0f} to {row['to']:.0f}"}
         cells |= {
@@ -362,7 +411,9 @@ def probes_table(game: str) -> str:
 
     F1 scores are the trained model's and, in brackets, its random initialisation's.
     """
-    rows = {(row["features"], row["weights"]): row for row in storage.read_csv(ROOT / "benchmark" / f"probes_{game}.csv")}
+    rows = {
+        (row["features"], row["weights"]): row for row in storage.read_csv(ROOT / "benchmark" / f"probes_{game}.csv")
+    }
     kinds = [name for name in next(iter(rows.values())) if name.startswith("f1_") and name != "f1_mean"]
     found = []
     for (features, weights), row in rows.items():
@@ -374,7 +425,9 @@ def probes_table(game: str) -> str:
         if before:
             about = load_encoder(ROOT / "pretrained" / game / f"{features}.pt").description
             cells["steps x batch"] = f"{about['training']['steps']:,} x {about['training']['batch_size']}"
-            cells["held-out loss"], cells["untrained"] = (f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained"))
+            cells["held-out loss"], cells["untrained"] = (
+                f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained")
+            )
             cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
         for kind in kinds:
             cells[f"F1 {kind[3:]}"] = f"{float(row[kind]):.2f}" + (f" ({float(before[kind]):.2f})" if before else "")
@@ -429,7 +482,9 @@ def main(args: Args) -> None:
         found = tables(folder, runs, finished)
         if not any(is_finished(run.result_dir(folder), run) for run in runs if not run.maker) or not found:
             if args.experiments:
-                raise InputError(f"{folder}: nothing of this experiment that makes a table is finished; start it with benchmark/run.py.")
+                raise InputError(
+                    f"{folder}: nothing of this experiment that makes a table is finished; start it with benchmark/run.py."
+                )
             continue
         for name, rows in found.items():
             storage.write_csv(folder / f"{name}.csv", rows)
@@ -437,7 +492,9 @@ def main(args: Args) -> None:
         (folder / "table.md").write_text(table + "\n")
         for game in dict.fromkeys(one.run.game for one in finished):
             plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
-        print(f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n")
+        print(
+            f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n"
+        )
     if not args.experiments and Path(args.results_dir).resolve() == RESULTS.resolve():
         write_readmes()
 

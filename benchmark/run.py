@@ -75,8 +75,8 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from housekeeping import files as storage
 from environments.atari import game_name
+from housekeeping import files as storage
 from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,9 +171,13 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         for game in (*settings["game_flags"], *arm.get("published", {})):
             game_name(f"ALE/{game}-v5")
         if "steps" in arm and set(arm) & {"flags", "game_flags", "evaluate", "published"}:
-            raise InputError(f"{path}: {arm['name']}: flags, game_flags, evaluate and published are for training scripts, not for steps.")
+            raise InputError(
+                f"{path}: {arm['name']}: flags, game_flags, evaluate and published are for training scripts, not for steps."
+            )
         if "of" in arm and set(arm) - {"name", "of", "games", "seeds"}:
-            raise InputError(f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s.")
+            raise InputError(
+                f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s."
+            )
         if "of" in arm and with_others:
             maker, _, other = arm["of"].partition("/")
             theirs = read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
@@ -191,18 +195,27 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
             for seed in settings["seeds"]:
                 commands = arm.get("steps") or [f"{arm['command']} {flags} --env-id {env_id} --seed {seed}"]
                 fill = {"{env_id}": env_id, "{game}": game, "{seed}": str(seed)}
-                commands = [re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command) for command in commands]
+                commands = [
+                    re.sub(r"\{\w+\}", lambda match, fill=fill: fill.get(match[0], match[0]), command)
+                    for command in commands
+                ]
                 trains, published = "command" in arm, arm.get("published", {}).get(game)
                 evaluate, after = settings["evaluate"] if trains else None, tuple(arm.get("after", ()))
                 earlier = content.get("earlier")
                 runs.append(Run(arm["name"], game, seed, commands, trains, evaluate, published, after, earlier=earlier))
     if unknown:
-        raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is.")
+        raise InputError(
+            f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/run.py says what is."
+        )
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
     names = {run.name for run in runs if not run.maker}
     makers = {maker for run in runs if with_others and not run.maker for maker, _ in run.needs_elsewhere}
-    made = {(maker, one.name) for maker in makers for one in read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]}
+    made = {
+        (maker, one.name)
+        for maker in makers
+        for one in read_experiment(Path(path).with_name(f"{maker}.toml"), with_others=False)[1]
+    }
     for run in (run for run in runs if not run.maker):
         for script in (shlex.split(command)[0] for command in run.commands):
             if not (ROOT / script).is_file():
@@ -235,8 +248,12 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     if "charts/episodic_return" not in events.Tags()["scalars"]:
         return []
     games = []
-    for event in sorted(events.Scalars("charts/episodic_return"), key=lambda event: event.step):  # those of several processes are not
-        games.append((event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value))
+    for event in sorted(
+        events.Scalars("charts/episodic_return"), key=lambda event: event.step
+    ):  # those of several processes are not
+        games.append(
+            (event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value)
+        )
     return games
 
 
@@ -247,7 +264,9 @@ def logged_of(run_dir: Path, stretches: int = 50) -> list[dict[str, Any]]:
     for tag in sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(LOGGED)):
         found = events.Scalars(tag)
         for part in np.array_split(np.arange(len(found)), min(stretches, len(found))):
-            rows.append({"tag": tag, "step": found[part[-1]].step, "mean": float(np.mean([found[i].value for i in part]))})
+            rows.append(
+                {"tag": tag, "step": found[part[-1]].step, "mean": float(np.mean([found[i].value for i in part]))}
+            )
     return rows
 
 
@@ -291,7 +310,9 @@ def write_atomically(path: Path, text: str) -> None:
 def revision() -> str | None:
     """The commit that the scripts are of, with a + if files were changed since; None where there is no git."""
     try:
-        described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True)
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
@@ -332,7 +353,9 @@ class Runner:
             folder = newest_run(self.work_dir(name))
             if folder is None:
                 remedy = "to make it again, give a --results-dir of your own"
-                raise InputError(f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not here; {remedy}.")
+                raise InputError(
+                    f"{self.work_dir(name)}: {run.name} needs its checkpoint, which is not here; {remedy}."
+                )
             command = command.replace(written, shlex.quote(str(folder.resolve())))
         return command
 
@@ -374,7 +397,9 @@ class Runner:
         code = child.wait()
         self.children.discard(child)
         if code:
-            raise RuntimeError(f"exit status {code}; the end of {log}: {log.read_text().strip().splitlines()[-1][-300:]}")
+            raise RuntimeError(
+                f"exit status {code}; the end of {log}: {log.read_text().strip().splitlines()[-1][-300:]}"
+            )
 
     def train(self, run: Run, lock: int, log: Path) -> Path:
         """Train to the end, from the checkpoint if there is one; returns the run's folder."""
@@ -391,7 +416,9 @@ class Runner:
                 raise RuntimeError(f"{script} does not know its flags: {shlex.join(flags)}") from error
             saved = storage.load_checkpoint(path, module.SCRIPT)
             # how many steps there are to be decides how fast a learning rate falls
-            storage.require_same_settings(path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"})
+            storage.require_same_settings(
+                path, saved["args"], wanted, module.MAY_DIFFER_ON_RESUME - {"total_timesteps"}
+            )
             return saved["global_step"] >= wanted.total_timesteps
 
         run_dir = newest_run(folder)
@@ -435,19 +462,30 @@ class Runner:
                     checkpoint = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "checkpoint.pt"
                     output = work / f"evaluation_{int(begin)}"
                     flags = f"--output-dir {shlex.quote(str(output.resolve()))} {run.evaluate}"
-                    self.execute(f"evaluate.py --checkpoint {shlex.quote(str(checkpoint.resolve()))} {flags}", log, lock.fileno())
+                    self.execute(
+                        f"evaluate.py --checkpoint {shlex.quote(str(checkpoint.resolve()))} {flags}", log, lock.fileno()
+                    )
                     results = json.loads((output / "results.json").read_text())
                     for row in results["results"]:
                         row.pop("checkpoint", None)  # folders of this machine
-                    write_atomically(result / "evaluation.json", json.dumps({"results": results["results"]}, indent=1) + "\n")
+                    write_atomically(
+                        result / "evaluation.json", json.dumps({"results": results["results"]}, indent=1) + "\n"
+                    )
                 with open(result / "curve.csv", "w", newline="") as file:
                     writer = csv.writer(file, lineterminator="\n")
                     writer.writerow(["step", "seconds", "raw_score"])
-                    writer.writerows([step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir))
+                    writer.writerows(
+                        [step, f"{seconds:.0f}", f"{score:g}"] for step, seconds, score in games_of(run_dir)
+                    )
                 if rows := logged_of(run_dir):
                     storage.write_csv(result / "logged.csv", rows, ".4g")
                 (run_dir / "buffer.pt").unlink(missing_ok=True)  # gigabytes, for a resumption that will not be
-            about = {"commands": run.commands, "evaluate": run.evaluate, "machine": machine(), "runs_at_a_time": self.jobs}
+            about = {
+                "commands": run.commands,
+                "evaluate": run.evaluate,
+                "machine": machine(),
+                "runs_at_a_time": self.jobs,
+            }
             said = log.read_text() if log.is_file() else ""
             revisions = dict.fromkeys(re.findall(r"^# revision (.+)$", said, re.MULTILINE))
             about |= {"threads": self.threads, "resumed": said.count(" --resume ")}
@@ -463,10 +501,15 @@ class Runner:
         except Stopped:
             pass
         except Exception as error:  # whatever it is, the other runs go on
-            self.failed[run.name] = f"{type(error).__name__}: {error}" if not isinstance(error, (InputError, RuntimeError)) else str(error)
+            self.failed[run.name] = (
+                f"{type(error).__name__}: {error}" if not isinstance(error, (InputError, RuntimeError)) else str(error)
+            )
         if not self.stopping.is_set():
             state = f"failed: {self.failed[run.name]}" if run.name in self.failed else "finished"
-            print(f"{time.strftime('%H:%M')} {run.name}: {state} after {(time.time() - begin) / 60:.1f} minutes", flush=True)
+            print(
+                f"{time.strftime('%H:%M')} {run.name}: {state} after {(time.time() - begin) / 60:.1f} minutes",
+                flush=True,
+            )
 
     def work_all(self, waiting: list[Run]) -> None:
         """Do these runs in their order, but each only when those that it needs have ended."""
@@ -484,7 +527,10 @@ class Runner:
     def stop(self, *_: Any) -> None:
         """Ctrl-C or SIGTERM: let each run save a checkpoint and end; once more: end them at once."""
         again = self.stopping.is_set()
-        print("\nstopping at once" if again else "\nstopping; the runs save their checkpoints (once more: at once)", file=sys.stderr)
+        print(
+            "\nstopping at once" if again else "\nstopping; the runs save their checkpoints (once more: at once)",
+            file=sys.stderr,
+        )
         self.stopping.set()
         for child in list(self.children):
             child.send_signal(signal.SIGINT)
@@ -514,14 +560,22 @@ def main(args: Args) -> None:
         raise InputError("--jobs and --threads must not be negative.")
     runner = Runner(args, runs)
     left = [run for run in runs if not runner.finished(run)]
-    print(f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each")
-    if makers := dict.fromkeys(run.maker[0] for run in all_runs if run.maker and not (runner.result_dir(run) / "run.json").is_file()):
-        print(f"the table also shows runs that {' and '.join(f'{maker}.toml' for maker in makers)} makes, which are not finished")
+    print(
+        f"{title}\n{len(runs)} runs, {len(runs) - len(left)} finished; {runner.jobs} at a time, {runner.threads} threads each"
+    )
+    if makers := dict.fromkeys(
+        run.maker[0] for run in all_runs if run.maker and not (runner.result_dir(run) / "run.json").is_file()
+    ):
+        print(
+            f"the table also shows runs that {' and '.join(f'{maker}.toml' for maker in makers)} makes, which are not finished"
+        )
     if args.list:
         for run in runs:
             folder = newest_run(runner.work_dir(run.name))
             step = storage.load(folder / "checkpoint.pt", "checkpoint")["global_step"] if folder else 0
-            print(f"  {run.name:<40} {'to do' if run in left else 'finished':<9} step {step:>10,}   {' && '.join(run.commands)}")
+            print(
+                f"  {run.name:<40} {'to do' if run in left else 'finished':<9} step {step:>10,}   {' && '.join(run.commands)}"
+            )
         return
     if left and left[0].earlier:
         raise InputError(
@@ -533,7 +587,9 @@ def main(args: Args) -> None:
     if runner.stopping.is_set():
         sys.exit(130)
     if runner.failed:
-        sys.exit(f"error: {len(runner.failed)} of {len(runs)} runs failed; run the same command again to go on with them.")
+        sys.exit(
+            f"error: {len(runner.failed)} of {len(runs)} runs failed; run the same command again to go on with them."
+        )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import tyro
 
-from housekeeping import processes
-from housekeeping import files as storage
 from combiners import COMBINERS, Reservoir
+from housekeeping import files as storage
+from housekeeping import processes
+from housekeeping.flags import InputError
 from ppo_wsa_atari import Agent
 from ppo_wsa_atari import Args as AgentArgs
-from housekeeping.flags import InputError
 
 CONTEXT_SHAPE = (64, 16, 16)
 

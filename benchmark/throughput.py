@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import precision
 import torch
 import torch.nn as nn
 import tyro
@@ -42,17 +43,16 @@ from gymnasium.wrappers import (
     ResizeObservation,
     TransformReward,
 )
+from precision import Precision
 
 import ppo_e2e_atari
 import ppo_wsa_atari
-import precision
-from housekeeping import processes
-from housekeeping import files as storage
-from environments.atari import game_name, make_envs
 from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
 from encoders import PRETRAININGS
-from precision import Precision
+from environments.atari import game_name, make_envs
+from housekeeping import files as storage
+from housekeeping import processes
 from housekeeping.flags import InputError
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")

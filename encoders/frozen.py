@@ -198,17 +198,11 @@ class KeptEmbeddings:
         shapes: {name: shape of its embedding without the batch}.
         rows: steps of a rollout, over all environments.
         minibatch: rows of a minibatch.
-
-    Raises:
-        InputError: there is not enough memory.
     """
 
     def __init__(
         self, shapes: dict[str, tuple[int, ...]], rows: int, minibatch: int, dtype: torch.dtype, device: torch.device
     ):
-        needed = sum(math.prod(shape) for shape in shapes.values()) * (rows + minibatch) * dtype.itemsize
-        what = f"the kept embeddings of a rollout of {rows:,} steps and of a minibatch"
-        require_memory(needed, device, what, "lower --num-envs or --num-steps")
 
         def room(rows: int, shape: tuple[int, ...]) -> torch.Tensor:
             layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
@@ -217,6 +211,15 @@ class KeptEmbeddings:
         self.kept = {name: room(rows, shape) for name, shape in shapes.items()}  # (rows, *shape)
         self.of_minibatch = {name: room(minibatch, shape) for name, shape in shapes.items()}
         self.nbytes = sum(kept.nbytes for kept in self.kept.values())
+
+    @staticmethod
+    def require_memory(
+        shapes: dict[str, tuple[int, ...]], rows: int, minibatch: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Refuse, before any work, what there is no memory for; raises InputError."""
+        needed = sum(math.prod(shape) for shape in shapes.values()) * (rows + minibatch) * dtype.itemsize
+        what = f"the kept embeddings of a rollout of {rows:,} steps and of a minibatch"
+        require_memory(needed, device, what, "lower --num-envs or --num-steps")
 
     def __setitem__(self, rows: slice, embeddings: dict[str, torch.Tensor]) -> None:
         for name, kept in self.kept.items():

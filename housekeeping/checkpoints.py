@@ -94,7 +94,9 @@ def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_diff
     gone = sorted(set(saved) - {field.name for field in fields(args)})
     if gone:
         flags = ", ".join(written(name) for name in gone)
-        raise InputError(f"{path}: another version of the script made it, which had {flags}; go on with that version.")
+        raise InputError(
+            f"{path}: another version of the script made it, which had {flags}; open it with that version, or train anew."
+        )
     before, now = asdict(saved_args(type(args), saved)), asdict(args)
     different = [
         f"{written(name)} was {before[name]!r}, now {now[name]!r}"

@@ -22,6 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+HELD: dict[Path, IO] = {}  # locks of this process
+
 
 def save(payload: dict[str, Any], path: Path) -> None:
     """Write `payload` to `path` so that a kill at any moment leaves the old file or the new one, never half of one.
@@ -120,7 +122,10 @@ def lock(folder: Path) -> IO:
 
     Child processes that inherit the open file hold it, too. (Not on Windows, where it does nothing.)
     """
-    file = open(Path(folder) / "lock", "w")  # noqa: SIM115 (it stays open)
+    path = Path(folder).resolve() / "lock"
+    if path in HELD:  # by a run of this process that failed
+        HELD[path].close()
+    file = HELD[path] = open(path, "w")  # noqa: SIM115 (it stays open)
     if fcntl is None:
         return file
     try:

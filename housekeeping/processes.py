@@ -113,7 +113,7 @@ def check_rollouts(args: Any) -> None:
             f"--num-minibatches {args.num_minibatches} does not divide the steps of one of {world_size} processes."
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if on_cuda(args.cuda) and local > torch.cuda.device_count():
+    if torch.cuda.is_available() and on_cuda(args.cuda) and local > torch.cuda.device_count():
         raise InputError(
             f"{local} processes and {torch.cuda.device_count()} GPU(s): lower --nproc-per-node, or give --cuda False."
         )
@@ -122,7 +122,7 @@ def check_rollouts(args: Any) -> None:
 def require_one_process(script: str) -> None:
     """Refuse torchrun in programs that run in one process; raises InputError."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(f"{script}.py runs in one process; start it with python, without torchrun.")
+        raise InputError(f"{script}.py trains in one process; start it with python, without torchrun.")
 
 
 def leave() -> None:

@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from housekeeping import files as storage
 import tyro
-from housekeeping.flags import InputError
 from torch.utils.tensorboard import SummaryWriter
 
 import benchmark.run
@@ -29,6 +27,8 @@ from benchmark import report
 from benchmark.learning_curves import running_mean
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
+from housekeeping import files as storage
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "benchmark" / "experiments").glob("*.toml"))

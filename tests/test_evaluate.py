@@ -2,6 +2,7 @@
 input."""
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import evaluate
 import export_agent
 import ppo_e2e_atari
 import ppo_wsa_atari
+from environments import hackatari
 from environments.atari import make_envs
 from evaluate import STREAM, Args, games_and_envs, main, summarise, summarise_weights
 from housekeeping import checkpoints, files
@@ -307,7 +309,7 @@ def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys, monkey
     other.step(1)  # FIRE, as at every start of a game here
     np.testing.assert_array_equal(changed.unwrapped.ale.getScreenGrayscale(), other.unwrapped.ale.getScreenGrayscale())
     quick = {"episodes": 1, "max_frames_per_game": 200, "output_dir": str(tmp_path)}
-    monkeypatch.setattr(evaluate, "COMPARED_STEPS", 200)
+    monkeypatch.setattr(hackatari, "COMPARED_STEPS", 200)
     main(Args(checkpoint=(agents["pong"],), variation=("mode:1", "difficulty:2+mode:1"), **quick))
     assert [row["variation"] for row in read_csv(tmp_path / "results.csv")] == ["mode:1", "difficulty:2+mode:1"]
     assert evaluate.first_difference("ALE/Pong-v5", evaluate.UNCHANGED) == "no pixel in 200 steps"
@@ -321,9 +323,7 @@ def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys, monkey
 
 def test_without_hackatari_one_sentence_says_how_to_get_it(agents, tmp_path, monkeypatch, capsys):
     find_spec = evaluate.importlib.util.find_spec
-    monkeypatch.setattr(
-        evaluate.importlib.util, "find_spec", lambda name: None if name == "hackatari" else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "hackatari" else find_spec(name))
     evaluate.hackatari_modifications.cache_clear()
     for flags in ({"variation": ("gravity",)}, {"suite": True}):
         with pytest.raises(

@@ -1,6 +1,7 @@
 """Every fast path against the plain one: folded models, bfloat16, rows taken, several processes, refusals."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from encoders.fast import folded
 from encoders.frozen import typical_frames
 from housekeeping import files, precision, processes
 from housekeeping.flags import InputError
+from housekeeping.memory import take_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PONG = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder")
@@ -80,8 +82,8 @@ def test_rows_are_copied_as_they_are(shape, dtype):
 
     kept, out = room(20), room(6)
     for rows in (torch.tensor([3, 19, 0, 3, 7, 8]), torch.arange(6)):
-        assert torch.equal(processes.take_rows(kept, rows), kept[rows])
-        found = processes.take_rows(kept, rows, out)
+        assert torch.equal(take_rows(kept, rows), kept[rows])
+        found = take_rows(kept, rows, out)
         assert found.data_ptr() == out.data_ptr() and torch.equal(out, kept[rows]) and found.shape == out.shape
 
 
@@ -134,8 +136,8 @@ def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
     found = {}
     for of in ("float32", "bfloat16"):
         args = ppo_wsa_atari.Args(**flags, precision=of)
-        models = ppo_wsa_atari.FrozenModels(args)
-        models.prepare(args, torch.device("cpu"))
+        models = ppo_wsa_atari.open_models(args)
+        models.prepare(args.precision, torch.device("cpu"))
         found[of] = models(frames[:16], (name,))[name]
         assert found[of].dtype == getattr(torch, of)
         assert all(
@@ -350,12 +352,12 @@ def test_what_the_machine_cannot_serve_is_refused(monkeypatch, tmp_path, pretrai
     # 216,228 numbers an observation, of a rollout of 6,400,000 and of a minibatch of 1,600,000, 2 or 4 bytes each
     for of, gigabytes in (("bfloat16", 3459), ("float32", 6919)):
         says = (
-            rf"kept embeddings of a rollout of 50000 x 128 steps and of a minibatch need {gigabytes}\.\d\d "
+            rf"kept embeddings of a rollout of 6,400,000 steps and of a minibatch need {gigabytes}\.\d\d "
             "GB, and .* are free"
         )
         with pytest.raises(InputError, match=says):
             ppo_wsa_atari.main(ppo_wsa_atari.Args(**wsa, num_envs=50_000, precision=of))
-    monkeypatch.setattr(processes.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
         ppo_e2e_atari.main(ppo_e2e_atari.Args(compile=True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -12,11 +12,13 @@ from test_combiners import CONTEXT_SHAPE, PAPER_SHAPES, numpy_conv, random_input
 from test_ppo import scalars
 
 import ppo_wsa_atari
-from combiners import COMBINERS, Reservoir, WeightedSum, options_of
+from combiners import COMBINERS, Reservoir, WeightedSum, find_combiner, options_of
+from combiners.schedule import Change, apply_change, parse_schedule
 from encoders import PRETRAININGS, save_encoder
+from encoders.frozen import typical_frames
 from housekeeping import files
 from housekeeping.flags import InputError
-from ppo_wsa_atari import Args, Player, load_agent, main, parse_schedule
+from ppo_wsa_atari import Args, Player, load_agent, main
 
 STRIDES = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
 
@@ -189,8 +191,8 @@ def test_scorers_that_live(kind, game, pretrained_dir):
         "scorer": kind,
     }
     args = Args(**flags, pretrained_dir=pretrained_dir, precision="float32")
-    frozen = ppo_wsa_atari.FrozenModels(args)
-    embeddings = frozen(ppo_wsa_atari.typical_frames(args.env_id)[:64], args.encoders)
+    frozen = ppo_wsa_atari.open_models(args)
+    embeddings = frozen(typical_frames(args.env_id)[:64], args.encoders)
     for seed in range(10):
         torch.manual_seed(seed)
         agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 4, args)
@@ -286,6 +288,11 @@ def models(tmp_path_factory) -> str:
         for stored in (pretraining := PRETRAININGS[name]()).stored_models():
             save_encoder(folder / "Pong" / f"{stored}.pt", stored, pretraining, {"game": "Pong"})
     return str(folder)
+
+
+def changes(flags: Args) -> list[Change]:
+    """The changes that these flags ask for."""
+    return parse_schedule(flags.schedule, flags.encoders, find_combiner(flags.combiner))
 
 
 @pytest.fixture
@@ -419,22 +426,22 @@ def test_a_reservoir_agent_remembers_and_forgets(args):
     begin = later.copy()
     begin[:, :3] = 0
     agent.act(begin, greedy=True)
-    first = agent.reservoir_state.clone()
+    first = agent.memory.clone()
     agent.act(later, greedy=True)
-    second = agent.reservoir_state.clone()
+    second = agent.memory.clone()
     agent.act(later, greedy=True)
-    assert not torch.equal(second, agent.reservoir_state)
+    assert not torch.equal(second, agent.memory)
     agent.act(np.stack([begin[0], later[1]]), greedy=True)
-    assert torch.allclose(first[0], agent.reservoir_state[0]) and not torch.allclose(first[1], agent.reservoir_state[1])
+    assert torch.allclose(first[0], agent.memory[0]) and not torch.allclose(first[1], agent.memory[1])
     empty = later.copy()  # a game that goes dark for some steps is no new game
     empty[:, 1:] = 0
     agent.act(empty, greedy=True)
     agent.act(begin, greedy=True)
-    assert not torch.allclose(first, agent.reservoir_state)
+    assert not torch.allclose(first, agent.memory)
     later[:, 3] = 0  # one that ends in the dark is followed by a new one
     agent.act(later, greedy=True)
     agent.act(begin, greedy=True)
-    assert torch.allclose(first, agent.reservoir_state)
+    assert torch.allclose(first, agent.memory)
 
 
 def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):
@@ -474,7 +481,7 @@ def test_a_schedule_goes_on_across_resume(args, mode):
 def test_a_schedule_keeps_all_else(args):
     """At a change nothing else moves: adapters and optimiser state of the models that stay, scorer and heads."""
     flags = args()
-    frozen = ppo_wsa_atari.FrozenModels(args(schedule=("add:frame_prediction:0",)))
+    frozen = ppo_wsa_atari.open_models(args(schedule=("add:frame_prediction:0",)))
     agent = ppo_wsa_atari.Agent(frozen.shapes, "autoencoder", 6, flags)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
     obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8)
@@ -484,7 +491,7 @@ def test_a_schedule_keeps_all_else(args):
     moments = {id(p): optimizer.state[p]["exp_avg"].clone() for p in agent.parameters() if p in optimizer.state}
     rng_state = torch.get_rng_state()
     for entry in ("add:frame_prediction:7", "drop:image_completion:9"):
-        agent.apply_change(parse_schedule(args(schedule=(entry,)))[0], frozen.shapes, 1, optimizer)
+        apply_change(changes(args(schedule=(entry,)))[0], agent.combiner, frozen.shapes, 1, optimizer)
     assert torch.equal(torch.get_rng_state(), rng_state)
     after = agent.state_dict()
     assert {key for key in before if key not in after} == {key for key in before if "image_completion" in key}
@@ -499,17 +506,17 @@ def test_a_schedule_keeps_all_else(args):
 def test_what_comes_later_does_not_move_random_models(args):
     """The random context, and two models added at one step: each has a generator of its own."""
     plain, later = (
-        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule))
+        ppo_wsa_atari.open_models(args(context_encoder="random", schedule=schedule))
         for schedule in ((), ("add:frame_prediction:9",))
     )
     for key, value in plain.models["random"].state_dict().items():
         assert torch.equal(value, later.models["random"].state_dict()[key])
     flags = args(encoders=("state_representation",), schedule=("add:frame_prediction:9", "add:autoencoder:9"))
-    frozen = ppo_wsa_atari.FrozenModels(flags)
+    frozen = ppo_wsa_atari.open_models(flags)
     agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 6, flags)
     optimizer = torch.optim.Adam(agent.parameters())
-    for change in parse_schedule(flags):
-        agent.apply_change(change, frozen.shapes, 1, optimizer)
+    for change in changes(flags):
+        apply_change(change, agent.combiner, frozen.shapes, 1, optimizer)
     first, second = (agent.combiner.adapters[name].linear.weight for name in ("frame_prediction", "autoencoder"))
     assert first.shape == second.shape and not torch.equal(first, second)
 
@@ -533,7 +540,7 @@ def test_untrained_models_and_the_random_context(args, models):
     assert not torch.equal(
         stored["head.weight"].float(), checkpoint["own_models"]["state_representation"]["head.weight"]
     )
-    both = ppo_wsa_atari.FrozenModels(args(encoders=("autoencoder",), untrained_encoders=True))
+    both = ppo_wsa_atari.open_models(args(encoders=("autoencoder",), untrained_encoders=True))
     assert set(both.models) == {"autoencoder", "context_autoencoder"} and set(both.sha256) == {"context_autoencoder"}
 
 
@@ -607,12 +614,10 @@ def test_bad_input_is_refused(args, changes, says):
 def test_centred_embeddings(args, tmp_path):
     """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same
     shift and scale."""
-    plain, centred = (ppo_wsa_atari.FrozenModels(args()) for _ in range(2))
-    centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
-    frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
-    assert frames.shape == (256, 4, 84, 84) and torch.equal(
-        frames, ppo_wsa_atari.typical_frames.__wrapped__("ALE/Pong-v5")
-    )
+    plain, centred = (ppo_wsa_atari.open_models(args()) for _ in range(2))
+    centred.prepare("float32", torch.device("cpu"), centre=True)
+    frames = typical_frames("ALE/Pong-v5")
+    assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, typical_frames.__wrapped__("ALE/Pong-v5"))
     names = ("state_representation", "autoencoder")
     other = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8))
     raw, seen, raw_other, seen_other = (models(x, names) for x in (frames, other) for models in (plain, centred))

@@ -1,4 +1,4 @@
-"""Plots and films of what was evaluated."""
+"""Plots and films of games that were played: what evaluate.py draws."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
+from environments.hackatari import COMPARED_STEPS, UNCHANGED
 from housekeeping.run import BAR
 
 matplotlib.use("Agg")  # no screen is needed
@@ -15,17 +16,17 @@ from matplotlib.animation import PillowWriter  # noqa: E402
 STEPS_PER_SECOND = 15  # agent steps in a second of play: 60 emulator frames, 4 a step
 
 
-def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str, ...], path: Path) -> None:
+def plot_suite(rows: list[dict], labels: list[str], variations: tuple[str, ...], path: Path) -> None:
     """Bars of the relative scores, one group for each variation, with the 95% interval of the mean over games."""
     random_play = rows[0]["mean"]
-    height = 0.8 / len(agents)
+    height = 0.8 / len(labels)
     figure, axis = plt.subplots(
-        figsize=(9, 1.4 + 0.32 * len(variations) * max(1, len(agents) * 0.6)), layout="constrained"
+        figsize=(9, 1.4 + 0.32 * len(variations) * max(1, len(labels) * 0.6)), layout="constrained"
     )
-    for i, agent in enumerate(agents):
-        own = {row["variation"]: row for row in rows if row["agent"] == agent.label}
+    for i, label in enumerate(labels):
+        own = {row["variation"]: row for row in rows if row["agent"] == label}
         span = own[UNCHANGED]["mean"] - random_play
-        name = f"{agent.label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
+        name = f"{label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
         if own[UNCHANGED]["relative"] is None:
             axis.barh([], [], color=f"C{i}", label=f"{name}, no better than random play: no relative score")
             continue
