@@ -1,6 +1,8 @@
 """Draw docs/method.png: Weight Sharing Attention from observation to action, with shapes.
 
-python docs/method.py
+    python docs/method.py
+
+Frozen parts are blue, trained ones green.
 """
 
 from pathlib import Path
