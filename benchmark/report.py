@@ -48,7 +48,7 @@ from encoders import load_encoder
 from housekeeping import files as storage
 from housekeeping.flags import InputError
 
-READMES = ("README.md", "benchmark/README.md")
+READMES = ("README.md", "benchmark/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 RESULTS = ROOT / "benchmark" / "results"
 ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
 END = 0.1  # the part of a run's steps that is its end

@@ -550,9 +550,9 @@ def test_any_model_can_be_the_context(args, context):
 
 
 def test_ones_own_model(args, tmp_path, monkeypatch):
-    """The README's example, word for word; its weights are in the checkpoint."""
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-    code = readme.split("```python\n# my_models.py\n")[1].split("```")[0]
+    """The example of docs/combining.md, word for word; its weights are in the checkpoint."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "combining.md").read_text()
+    code = page.split("```python\n# my_models.py\n")[1].split("```")[0]
     assert len(code.strip().splitlines()) <= 12
     (tmp_path / "my_models.py").write_text(code)
     monkeypatch.chdir(tmp_path)

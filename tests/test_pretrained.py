@@ -69,7 +69,7 @@ def test_each_beats_its_random_initialisation(game, name, new_games_of):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_the_transporters_files_say_that_they_beat_the_median_frame(game):
-    """On their held-out games, in Pong by little; the README says that on new games of Pong the two are equal."""
+    """On their held-out games, in Pong by little; docs/pretraining.md says that on new games of Pong the two are equal."""
     for name in ("keypoint_features", "keypoint_maps"):
         about = load_encoder(ROOT / "pretrained" / game / f"{name}.pt").description
         assert about["validation_loss"] < about["median_frame_error"]
@@ -88,10 +88,10 @@ def test_the_autoencoder_beats_the_median_frame(game, new_games_of):
 @pytest.mark.parametrize("game", GAMES)
 def test_probes_beat_those_of_random_initialisations(game):
     """The stored table of linear probes (by probe_encoders.py): for what moves (all but the score) each model beats its
-    initialisation, but those that the README names."""
+    initialisation, but those that docs/pretraining.md names."""
     with open(ROOT / "benchmark" / f"probes_{game}.csv", newline="") as file:
         rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "pretraining.md").read_text()
     for name in PAPER_MODELS:
         kinds = [
             kind for kind in rows[name, "trained"] if kind.startswith("f1_") and kind not in ("f1_score", "f1_mean")
@@ -99,4 +99,4 @@ def test_probes_beat_those_of_random_initialisations(game):
         trained, untrained = (
             np.mean([float(rows[name, weights][kind]) for kind in kinds]) for weights in ("trained", "untrained")
         )
-        assert trained > untrained or f"{game}'s `{name}` does not beat its random initialisation" in readme
+        assert trained > untrained or f"{game}'s `{name}` does not beat its random initialisation" in page
