@@ -176,6 +176,9 @@ def train(
     pretraining = PRETRAININGS[name]().to(
         device, memory_format=torch.channels_last
     )  # fast: the layout that convolutions prefer
+    if args.budget == "cpu" and hasattr(pretraining, "for_cpu"):
+        obs, _ = data.sample("training", 256, (0, 0), np.random.default_rng([args.seed, 5]))
+        pretraining.for_cpu(obs.to(device))
     names = list(pretraining.stored_models())
     steps = args.steps or pretraining.steps[args.budget]
     batch_size = args.batch_size or pretraining.batch_size[args.budget]
@@ -183,7 +186,11 @@ def train(
         pretraining.parameters(), **pretraining.adam, fused=True
     )  # fast: one kernel for all weights
     settings = {"steps": steps, "batch_size": batch_size, "seed": args.seed, "frames": data.num_frames}
-    settings |= {"validation_fraction": args.validation_fraction, "validation_samples": args.validation_samples}
+    settings |= {
+        "budget": args.budget,
+        "validation_fraction": args.validation_fraction,
+        "validation_samples": args.validation_samples,
+    }
     first_step, best, unchanged = 0, None, 0
     state_path = data_folder / f"{'+'.join(names)}.training.pt"
     if state_path.exists():
@@ -286,6 +293,7 @@ def train(
         "training": {
             "steps": step,
             "batch_size": batch_size,
+            "budget": args.budget,
             "seed": args.seed,
             "precision": args.precision,
             "torch": torch.__version__.split("+")[0],

@@ -45,7 +45,7 @@ def parse_schedule(schedule: tuple[str, ...], encoders: tuple[str, ...], combine
             raise InputError(f"--schedule {entry}: no such model; the known ones are {', '.join(ENCODERS)}.")
         changes.append(Change(kind, spec, int(step)))
     if changes and not issubclass(combiner, WeightedSum):
-        raise InputError("--schedule: this --combiner is built for one set of models; wsa takes any.")
+        raise InputError(f"--schedule: {combiner.__name__} is built for one set of models; wsa takes any.")
     changes.sort(key=lambda change: change.step)
     present = [short_name(spec) for spec in encoders]
     for change in changes:

@@ -11,6 +11,9 @@ What `pretrain_encoders.py` finds in a pre-training (a value of PRETRAININGS):
     offsets                       later_obs comes (lowest, highest) steps after obs, in the same game
     picture(obs, later_obs)       {title: grey images (B, 1, 84, 84) in [0, 1]}, perhaps "keypoints" (B, K, 2)
     steps, batch_size             by budget: "cpu" or "paper"
+    for_cpu(obs)                  perhaps, for the "cpu" budget, before the first step, with 256 training observations:
+                                  leaves what is published (start, loss, learning rate) for what learns within hours;
+                                  the text of its file says how
     adam, learning_rate_factor(progress)
     max_grad_norm, patience       None: not clipped; validations without a lower loss before it stops, None: never
 """

@@ -51,7 +51,7 @@ class AutoencoderPretraining(nn.Module):
     """Rebuild the newest frame: mean squared error on pixels in [0, 1]."""
 
     offsets = (0, 0)  # one observation a sample
-    steps = {"cpu": 14_000, "paper": 100_000}  # in Breakout it shows paddle, ball and score from about 10,000 on
+    steps = {"cpu": 100_000, "paper": 100_000}  # in Breakout it shows paddle, ball and score from about 10,000 on
     batch_size = {"cpu": 32, "paper": 32}
     adam = {"lr": 1e-3}
     max_grad_norm = None

@@ -39,11 +39,13 @@ def keypoints(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y], dim=2)
 
 
-def gaussian_maps(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def gaussian_maps(
+    points: torch.Tensor, height: int, width: int, std: float | torch.Tensor = STANDARD_DEVIATION
+) -> torch.Tensor:
     """Coordinates (B, K, 2) -> maps (B, K, height, width), exp(-d^2 / std^2) with d the distance to the keypoint: 1 at
     the keypoint."""
     x = torch.linspace(-1, 1, width, device=points.device)
     y = torch.linspace(-1, 1, height, device=points.device)
     squared_x = (x - points[:, :, 0:1]).square()  # (B, K, width)
     squared_y = (y - points[:, :, 1:2]).square()  # (B, K, height)
-    return torch.exp(-(squared_y[:, :, :, None] + squared_x[:, :, None, :]) / STANDARD_DEVIATION**2)
+    return torch.exp(-(squared_y[:, :, :, None] + squared_x[:, :, None, :]) / std**2)

@@ -46,7 +46,7 @@ class StateRepresentationPretraining(nn.Module):
     """InfoNCE between consecutive observations: global to local plus local to local (Anand et al. 2019, section 3)."""
 
     offsets = (1, 1)  # a sample is an observation and the next one of the same game
-    steps = {"cpu": 5_000, "paper": 100_000}
+    steps = {"cpu": 100_000, "paper": 100_000}
     batch_size = {"cpu": 64, "paper": 64}
     adam = {"lr": 3e-4, "eps": 1e-5}
     max_grad_norm = None

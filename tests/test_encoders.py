@@ -10,9 +10,9 @@ from encoders import ENCODERS, PRETRAININGS, load_encoder, load_pretraining, sav
 from encoders.image_completion import hide_square
 from encoders.keypoint_maps import gaussian_maps, keypoints
 from encoders.masked_autoencoder import MaskedAutoencoderPretraining, patches
-from encoders.object_masks import ObjectMasksPretraining, displace, ssim
+from encoders.object_masks import ObjectMasksPretraining, blur, displace, ssim, unexplained
 from encoders.state_representation import StateRepresentationPretraining, info_nce
-from encoders.transporter import transport
+from encoders.transporter import TransporterPretraining, transport
 from housekeeping import files
 from housekeeping.flags import InputError
 
@@ -349,3 +349,76 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
             load_encoder(path)
     with pytest.raises(InputError, match="no such file"):
         load_encoder(tmp_path / "nothing.pt")
+
+
+# ----------------------------------------------------- the "cpu" budget's deviations
+
+
+def test_what_a_displacement_explains():
+    """A ball of 2 x 2 pixels that moved by 4 to the right, beside one that did not move: all, or nothing, is explained."""
+    older, newer = torch.zeros(2, 1, 84, 84), torch.zeros(2, 1, 84, 84)
+    older[0, 0, 40:42, 30:32] = newer[0, 0, 40:42, 34:36] = 1.0
+    older[1, 0, 10:12, 10:12] = newer[1, 0, 10:12, 10:12] = 1.0  # nothing moves: error 0 without displacement
+    nothing = torch.zeros(2, 2, 84, 84)
+    assert unexplained(newer, older, nothing).item() == pytest.approx(0.5)
+    moved = nothing.clone()
+    moved[0, 0] = 4.0  # x: each pixel is taken from 4 pixels further right
+    assert unexplained(newer, older, moved).item() == pytest.approx(0.0, abs=1e-5)
+    # Half way there is no gain on sharp frames, but some under each blur: what pulls from afar
+    half = nothing.clone()
+    half[0, 0] = 2.0
+    assert unexplained(newer[:1], older[:1], half[:1]).item() < 0.8
+
+
+def test_a_blur_is_a_gaussian_that_keeps_the_sum():
+    image = torch.zeros(1, 1, 84, 84)
+    image[0, 0, 40, 40] = 1.0
+    blurred = blur(image, 1.5)[0, 0].numpy()
+    x = np.arange(-4, 5)
+    gauss = np.exp(-(x**2) / (2 * 1.5**2))
+    gauss /= gauss.sum()
+    np.testing.assert_allclose(blurred[36:45, 36:45], np.outer(gauss, gauss), atol=1e-6)
+    assert blurred.sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_masks_start_tells_frames_apart():
+    """After `for_cpu` each unit of the trunk has mean 0 and variance 1 over the data, and equal frames look like nothing."""
+    torch.manual_seed(0)
+    obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
+    pretraining = ObjectMasksPretraining()
+    pretraining.for_cpu(obs)
+    x = obs[:, -2:].float() / 255.0
+    for layer in pretraining.encoder.trunk:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            y = x.transpose(0, 1).flatten(1)
+            assert y.mean(dim=1).abs().max() < 1e-3 and (y.std(dim=1) - 1).abs().max() < 1e-2
+    first = pretraining.encoder.trunk[0]
+    same = first(torch.rand(1, 1, 84, 84).expand(1, 2, 84, 84))
+    torch.testing.assert_close(same, first.bias[None, :, None, None].expand_as(same), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("pretraining_of", [ObjectMasksPretraining, TransporterPretraining])
+def test_held_out_losses_are_the_published_ones(pretraining_of):
+    """What `for_cpu` changes in the loss it changes in training only."""
+    torch.manual_seed(0)
+    obs, later = torch.randint(0, 256, (2, 4, 4, 84, 84), dtype=torch.uint8)
+    pretraining = pretraining_of().eval()
+    published = pretraining.loss(obs, later, 1.0)
+    pretraining.cpu = True
+    assert {name: value.item() for name, value in pretraining.loss(obs, later, 1.0).items()} == {
+        name: value.item() for name, value in published.items()
+    }
+    assert set(pretraining.train().loss(obs, later, 1.0)) != set(published)
+
+
+def test_the_keypoints_gaussians_shrink_to_the_published_width(monkeypatch):
+    widths = []
+    pretraining = TransporterPretraining()
+    pretraining.for_cpu(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
+    original = pretraining.reconstruct
+    monkeypatch.setattr(pretraining, "reconstruct", lambda *rest: widths.append(float(rest[2])) or original(*rest))
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    for progress in (0.0, 0.3, 0.6, 1.0):
+        pretraining.loss(obs, obs, progress)
+    np.testing.assert_allclose(widths, [0.5, 0.1 * 5**0.5, 0.1, 0.1], rtol=1e-6)

@@ -564,6 +564,27 @@ def test_ones_own_model(args, tmp_path, monkeypatch):
     assert len(scalars(run, "weights/Downsampled")) == 2
 
 
+def test_ones_own_combiner(args, tmp_path, monkeypatch):
+    """The example of docs/combining.md, word for word, by its flag: trained, logged, opened again to play."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "combining.md").read_text()
+    code = page.split("<!-- example: my_combiner.py -->")[1].split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 16
+    (tmp_path / "my_combiner.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    run = main(args(combiner="my_combiner:Cosine", total_timesteps=64))
+    assert len(scalars(run, "weights/state_representation")) == 2
+    player = load_agent(run / "checkpoint.pt")
+    assert type(player.agent.combiner).__name__ == "Cosine"
+    _, weights = player.act_and_weights(np.zeros((2, 4, 84, 84), dtype=np.uint8), greedy=True)
+    np.testing.assert_allclose(weights.sum(dim=1), 1.0, rtol=1e-5)
+    with pytest.raises(InputError, match="my_combiner:Nothing: cannot be made"):
+        main(args(combiner="my_combiner:Nothing"))
+    with pytest.raises(InputError, match="must be a class derived from WeightedSum or Concatenation"):
+        main(args(combiner="math:sqrt"))
+    with pytest.raises(InputError, match="--scorer is an option of --combiner wsa, not of my_combiner:Cosine"):
+        main(args(combiner="my_combiner:Cosine", scorer="hidden"))
+
+
 class Wrong(nn.Module):
     def forward(self, x):
         return x.float().flatten(2)  # (B, 4, 7056)
@@ -586,14 +607,13 @@ def not_a_module():
         ({"combiner": "cnn", "cnn_layers": 4}, "--cnn-layers must be 1, 2 or 3, not 4"),
         ({"combiner": "reservoir", "reservoir_units": 0}, "--reservoir-units must be at least 1"),
         ({"combiner": "uniform", "weights_ent_coef": 0.1}, "--weights-ent-coef"),
-        ({"combiner": "reservoir", "recompute_embeddings": True}, "follow one another"),
         ({"combiner": "attention"}, "no such mode; the known ones are wsa, linear"),
         ({"schedule": ("add:frame_prediction",)}, "write add:<model>:<step>"),
         ({"schedule": ("add:resnet:10",)}, "no such model"),
         ({"schedule": ("drop:object_masks:10",)}, "object_masks is not there at that step"),
         ({"schedule": ("add:image_completion:10",)}, "image_completion is there already"),
         ({"schedule": ("drop:image_completion:10", "drop:state_representation:20")}, "is the last model then"),
-        ({"schedule": ("add:frame_prediction:9",), "combiner": "linear"}, "linear is built for one set of models"),
+        ({"schedule": ("add:frame_prediction:9",), "combiner": "linear"}, "Linear is built for one set of models"),
         ({"encoders": ("nowhere:Model",)}, "nowhere:Model: cannot be made"),
         ({"encoders": ("test_modes:Nothing",)}, "test_modes:Nothing: cannot be made"),
         ({"encoders": ("test_modes:not_a_module",)}, "gives int, not an nn.Module"),
