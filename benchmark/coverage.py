@@ -24,10 +24,12 @@ import torch
 import tyro
 
 import pretrain_policy_atari
-from environments.atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env
-from housekeeping import files as storage
+from behavior_transfer.coverage import coverage
+from environments.atari import MAX_FRAMES_PER_GAME, game_name, make_env
+from environments.ram import POSITION
+from housekeeping import checkpoints, files
 from housekeeping.flags import InputError
-from pretrain_policy_atari import POSITION, coverage
+from housekeeping.seeds import env_seeds
 
 
 @dataclass
@@ -85,10 +87,10 @@ def whole_games(
 
 def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     """Count for one policy and for random play, and return the lines of both CSVs."""
-    checkpoint = storage.load(path, "checkpoint")
+    checkpoint = files.load(path, "checkpoint")
     env_id, trained = checkpoint["args"]["env_id"], checkpoint["global_step"]
     game = game_name(env_id)
-    agent = storage.load_agent(path)
+    agent = checkpoints.load_agent(path)
     num_actions = int(make_env(env_id).action_space.n)
     sticky = checkpoint["args"]["repeat_action_probability"]
     flags = pretrain_policy_atari.Args(
@@ -202,7 +204,7 @@ def main(args: Args) -> None:
     games_path, steps_path = Path(f"{args.output}_games.csv"), Path(f"{args.output}_steps.csv")
     policies: dict[str, str] = {}
     for path in args.checkpoint:
-        env_id = storage.load(Path(path), "checkpoint")["args"]["env_id"]
+        env_id = files.load(Path(path), "checkpoint")["args"]["env_id"]
         if game_name(env_id) not in POSITION:
             raise InputError(
                 f"{path}: it plays {env_id}, where no place is known; the games with places are {', '.join(POSITION)}."
@@ -216,11 +218,11 @@ def main(args: Args) -> None:
     if args.checkpoint:
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
-            storage.write_csv(path, [row for both in measured for row in both[part]])
+            files.write_csv(path, [row for both in measured for row in both[part]])
     for path in (games_path, steps_path):
         if not path.exists():
             raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")
-    by_game, by_steps = storage.read_csv(games_path), storage.read_csv(steps_path)
+    by_game, by_steps = files.read_csv(games_path), files.read_csv(steps_path)
     rows = summary(by_game, by_steps)
     for row in rows:
         rooms = "" if row["rooms"] is None else f", at most {row['rooms']} room(s)"

@@ -22,9 +22,8 @@ import torch
 import tyro
 
 from combiners import COMBINERS, Reservoir
-from housekeeping import files as storage
-from housekeeping import processes
-from housekeeping.flags import InputError
+from housekeeping import files
+from housekeeping.flags import InputError, check_ranges
 from ppo_wsa_atari import Agent
 from ppo_wsa_atari import Args as AgentArgs
 
@@ -108,7 +107,7 @@ def milliseconds(call, times: int) -> float:
 
 
 def main(args: Args) -> None:
-    processes.check_ranges(args, ("embedding_length", "rounds"), not_negative=("torch_threads",))
+    check_ranges(args, ("embedding_length", "rounds"), not_negative=("torch_threads",))
     if unknown := set(args.modes) - set(COMBINERS):
         raise InputError(
             f"--modes {' '.join(sorted(unknown))}: no such mode; the known ones are {', '.join(COMBINERS)}."
@@ -151,7 +150,7 @@ def main(args: Args) -> None:
                 flush=True,
             )
     path = Path(f"{args.output}.csv")
-    storage.write_csv(path, rows)
+    files.write_csv(path, rows)
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     titles = {

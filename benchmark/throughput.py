@@ -5,15 +5,13 @@
     python -m benchmark.throughput --cuda True --compile --num-envs 64
 
 Each case is one training loop put together from the scripts' own agents, losses and frozen models, with switches.
-"plain" is the
-design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's
-    defaults (CleanRL's
-ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the published code). "script" is all
-that the script does by default, in the precision that is the faster one here; "script, without X" takes one thing away.
-A case's unit is a rollout and its four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in
-float32 ("plain") and by default ("script"). Each case has a process of its own, so that none works in memory that
-another one has prepared; they take turns, and the median over the rounds is kept, so that a slow moment of the machine
-does not fall on one of them.
+"plain" is the design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and
+PyTorch's defaults (CleanRL's ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the
+published code). "script" is all that the script does by default, in the precision that is the faster one here; "script,
+without X" takes one thing away. A case's unit is a rollout and its four epochs; of pre-training, a few steps at the batch
+size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case has a process of its own, so that none
+works in memory that another one has prepared; they take turns, and the median over the rounds is kept, so that a slow
+moment of the machine does not fall on one of them.
 """
 
 import json
@@ -31,7 +29,6 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import precision
 import torch
 import torch.nn as nn
 import tyro
@@ -43,17 +40,19 @@ from gymnasium.wrappers import (
     ResizeObservation,
     TransformReward,
 )
-from precision import Precision
 
 import ppo_e2e_atari
 import ppo_wsa_atari
 from benchmark.run import cpu_name
 from combiners.adapters import SpatialAdapter
 from encoders import PRETRAININGS
+from encoders.frozen import typical_frames
 from environments.atari import game_name, make_envs
-from housekeeping import files as storage
-from housekeeping import processes
-from housekeeping.flags import InputError
+from housekeeping import device as devices
+from housekeeping import files, precision, processes
+from housekeeping.flags import InputError, check_ranges
+from housekeeping.memory import keep_freed_memory, take_rows, to_device
+from housekeeping.precision import Precision
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
 LIGHT = ("state_representation", "autoencoder")
@@ -206,8 +205,8 @@ class Loop:
                 precision=self.precision,
                 compile=case.compile,
             )
-            self.frozen = ppo_wsa_atari.FrozenModels(flags)
-            self.frozen.prepare(flags, device)
+            self.frozen = ppo_wsa_atari.open_models(flags)
+            self.frozen.prepare(self.precision, device, compile=case.compile)
             if not case.folded_batch_norm:
                 self.frozen.fast = {
                     name: model.to(getattr(torch, self.precision)) for name, model in self.frozen.models.items()
@@ -246,7 +245,7 @@ class Loop:
 
     def look(self, obs: np.ndarray) -> dict[str, torch.Tensor]:
         """Observations as the rollout keeps them: {"obs": ...} or {model: embedding}."""
-        x = processes.to_device(obs, self.device)
+        x = to_device(obs, self.device)
         if self.frozen is None and self.case.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         seen = {"obs": x if self.case.uint8_storage else x.float()}
@@ -303,7 +302,7 @@ class Loop:
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
                 if self.case.channels_last:
                     seen = {
-                        name: processes.take_rows(values, inds, self.room.get(name))
+                        name: take_rows(values, inds, self.room.get(name))
                         for name, values in self.kept.items()
                     }
                     self.room = seen if self.frozen is not None and len(inds) == MINIBATCH else {}
@@ -334,7 +333,7 @@ class PretrainingLoop:
         torch.manual_seed(0)
         self.pretraining = PRETRAININGS[PRETRAINED[case.kind]]().to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.pretraining.parameters(), **self.pretraining.adam, fused=True)
-        frames = ppo_wsa_atari.typical_frames(args.env_id)
+        frames = typical_frames(args.env_id)
         batch_size = self.pretraining.batch_size["cpu"]
         self.obs, self.later_obs = (frames[part : part + batch_size].to(device) for part in (100, 101))
 
@@ -357,8 +356,8 @@ def work(case: Case, args: Args, connection: Connection) -> None:
         torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)
     if case.freed_memory_kept:
-        processes.keep_freed_memory()
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+        keep_freed_memory()
+    device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
     loop = (PretrainingLoop if case.kind in PRETRAINED else Loop)(case, args, device)
     loop.iteration()
     connection.send((loop.steps, loop.precision, time.perf_counter() - begin))
@@ -435,8 +434,8 @@ def start_up(script: str, args: Args) -> float:
 
 def main(args: Args) -> None:
     game_name(args.env_id)
-    processes.check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
-    processes.require_cuda(args)
+    check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
+    devices.require_cuda(args)
     ppo_wsa_atari.FrozenModels(
         ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir)
     )  # says which models are missing
@@ -449,7 +448,7 @@ def main(args: Args) -> None:
         )
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
     running, rows = [start(case, args) for case in cases(args)], []
     for number in range(args.rounds):
         for one in running:
@@ -492,7 +491,7 @@ def main(args: Args) -> None:
         )
     result = {"machine": found, "settings": asdict(args), "start_up_seconds": started, "rows": rows}
     Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
-    storage.write_csv(Path(f"{args.output}.csv"), rows, ".4g")
+    files.write_csv(Path(f"{args.output}.csv"), rows, ".4g")
     print(f"\nstored in {args.output}.json and .csv")
 
 
