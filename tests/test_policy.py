@@ -343,7 +343,7 @@ def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
         ({"gamma": 1.5}, "--gamma must be from 0 to 1"),
         ({"predictor_share": 0.0}, "--predictor-share must be above 0"),
         ({"memory_size": 10**10}, "the episodic memories need .* GB"),
-        ({"num_minibatches": 3}, "--num-minibatches 3 must divide the 64 steps"),
+        ({"num_minibatches": 3}, "--num-minibatches 3 does not divide the 64 steps"),
     ):
         with pytest.raises(InputError, match=says):
             main(make_args(tmp_path, **flags))
