@@ -1,62 +1,63 @@
 """Look at a trained agent: its score over whole games, on changed games, and what its weights say.
 
-    python evaluate.py --checkpoint runs/<run_name>/best.pt                          # 100 games; several checkpoints stand side by side
-    python evaluate.py --list-variations --env-id ALE/Breakout-v5                    # what can be changed in a game
-    python evaluate.py --checkpoint runs/<run_name>/best.pt --variation gravity mode:4 color_all_blocks_red+gravity
-    python evaluate.py --checkpoint runs/<run_name>/best.pt --suite                  # all of a game's variations
-    python evaluate.py --checkpoint runs/<run_name>/best.pt --attention              # one game: weights as plot, film, CSV, summary
+    python evaluate.py --checkpoint runs/<run_name>/best.pt                          # 100 games; several checkpoints
+    stand side by side python evaluate.py --list-variations --env-id ALE/Breakout-v5                    # what can be
+    changed in a game python evaluate.py --checkpoint runs/<run_name>/best.pt --variation gravity mode:4
+    color_all_blocks_red+gravity python evaluate.py --checkpoint runs/<run_name>/best.pt --suite                  # all
+    of a game's variations python evaluate.py --checkpoint runs/<run_name>/best.pt --attention              # one game:
+    weights as plot, film, CSV, summary
 
-The protocol is that of Piccoli et al. (arXiv 2507.07197, section 5): the best agent of a run, greedy, 100 games, raw scores. The changed
-games are HackAtari's (Delfosse et al. 2024, arXiv 2406.03997; install requirements-hackatari.txt) and the modes and difficulties that the
-emulator itself offers (Machado et al. 2018, arXiv 1709.06009).
+The protocol is that of Piccoli et al. (arXiv 2507.07197, section 5): the best agent of a run, greedy, 100 games, raw
+scores. The changed games are HackAtari's (Delfosse et al. 2024, arXiv 2406.03997; install requirements-hackatari.txt)
+and the modes and difficulties that the emulator itself offers (Machado et al. 2018, arXiv 1709.06009).
 
 As in training, the action after a lost life is FIRE in games that have it, whatever the agent chose (atari.py).
 
-The file reads in the order in which things happen: flags, variations, playing and counting, the suite's comparison, one game watched
-closely (plot, film, summary), `main`. It writes into its output folder only.
+The file reads in the order in which things happen: flags, variations, playing and counting, the suite's comparison, one
+game watched closely (plot, film, summary), `main`. It writes into its output folder only.
 """
 
-import ast
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
-import os
-import random
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
 import torch
-import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 from tqdm import tqdm
 
-import processes
-import storage
-from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env, make_envs, play_games
-from storage import InputError
+from environments.atari import MAX_FRAMES_PER_GAME, game_name, make_envs, play_games
+from environments.hackatari import (
+    COMPARED_STEPS,
+    UNCHANGED,
+    first_difference,
+    hackatari,
+    hackatari_modifications,
+    list_variations,
+    make_changed_env,
+    modes_and_difficulties,
+    parse_variation,
+)
+from housekeeping import checkpoints, device, files
+from housekeeping.flags import InputError, check_ranges, parse, start
+from housekeeping.pictures import film, plot_suite, plot_weights
+from housekeeping.run import BAR
+from housekeeping.seeds import env_seeds
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.animation import PillowWriter  # noqa: E402
-
-UNCHANGED = "unchanged"
 STREAM = 7  # evaluation games have seeds of their own, apart from those of training, whatever --seed is
-STEPS_PER_SECOND = 15  # agent steps in a second of play: 60 emulator frames, 4 a step
-COMPARED_STEPS = 1000  # agent steps in which the suite looks for a pixel that a variation changes
 
 
 @dataclass
 class Args:
+    """evaluation"""
+
     checkpoint: tuple[str, ...] = ()
     """checkpoint.pt or best.pt of any script here, or a file of export_agent.py; several stand side by side"""
     labels: tuple[str, ...] = ()
@@ -105,7 +106,9 @@ class Args:
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     if not args.checkpoint:
-        raise InputError("name at least one agent: --checkpoint runs/<run_name>/best.pt (python evaluate.py --help shows all flags).")
+        raise InputError(
+            "name at least one agent: --checkpoint runs/<run_name>/best.pt (python evaluate.py --help shows all flags)."
+        )
     if args.labels and (len(args.labels) != len(args.checkpoint) or len(set(args.labels)) < len(args.labels)):
         raise InputError("--labels: give one for each of --checkpoint, no two the same.")
     if args.suite and (args.variation or args.attention):
@@ -115,169 +118,25 @@ def check_args(args: Args) -> None:
     if args.attention and len(args.variation) > 1:
         raise InputError("--attention watches one game: one --variation at most (a+b puts two changes into it).")
     not_negative = ("seed", "torch_threads", "film_start", "film_steps")
-    processes.check_ranges(args, ("episodes", "num_envs", "max_frames_per_game"), not_negative=not_negative)
+    check_ranges(args, ("episodes", "num_envs", "max_frames_per_game"), not_negative=not_negative)
     if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:
-        raise InputError(f"--repeat-action-probability must be at least 0 and below 1, not {args.repeat_action_probability}.")
+        raise InputError(
+            f"--repeat-action-probability must be at least 0 and below 1, not {args.repeat_action_probability}."
+        )
     episodes, num_envs = games_and_envs(args)
     if episodes % num_envs:
-        raise InputError(f"--num-envs {num_envs} does not divide --episodes {episodes}: each environment plays the same number of games.")
-    processes.require_cuda(args)
+        raise InputError(
+            f"--num-envs {num_envs} does not divide --episodes {episodes}: each environment plays the same "
+            "number of games."
+        )
+    device.require_cuda(args)
 
 
 def games_and_envs(args: Args) -> tuple[int, int]:
-    """How many games each agent plays, and in how many environments: an equal number in each, so that short games are not favoured."""
+    """How many games each agent plays, and in how many environments: an equal number in each, so that short games are
+    not favoured."""
     episodes = args.episodes or (10 if args.suite else 100)
     return episodes, args.num_envs or max(n for n in range(1, 11) if episodes % n == 0)
-
-
-# ----------------------------------------------------------------- variations
-
-
-def hackatari():
-    """The hackatari package; raises InputError if it is not installed."""
-    if importlib.util.find_spec("hackatari") is None:
-        raise InputError(
-            "HackAtari's changed games need the package hackatari, which is not installed here; it needs NumPy below 2, so give it an "
-            "environment of its own: python3 -m venv .venv-hackatari && .venv-hackatari/bin/pip install -r requirements-hackatari.txt"
-        )
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    return importlib.import_module("hackatari.core")
-
-
-def make_hackatari(env_id: str, modifications: list[str], **options) -> gym.Env:
-    """HackAtari's own environment, one emulator frame per step, without the object detection that none of its modifications reads."""
-    env = hackatari().HackAtari(env_id, modifs=modifications, obs_mode="ori", frameskip=1, create_buffer_stacks=[], **options)
-    env.detect_objects = lambda: None  # fast: three times as fast without
-    return env
-
-
-@functools.cache
-def hackatari_modifications(env_id: str) -> tuple[dict[str, str], dict[str, str]]:
-    """What HackAtari's installed version can change in a game: {name: what it does}, and {name: error} of those that fail when tried.
-
-    Its own list (`available_modifications`) fails for some games, and it ignores unknown names. So each name in the game's module (method
-    or string) is given to it; those that put a function to work are its modifications, and each is tried for a few steps.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    hackatari()
-    try:
-        module = importlib.import_module(f"hackatari.games.{game_name(env_id).lower()}")
-        source = ast.walk(ast.parse(inspect.getsource(module.GameModifications)))
-        methods = {name: value for name, value in vars(module.GameModifications).items() if not name.startswith("_")}
-    except (ModuleNotFoundError, AttributeError):
-        return {}, {}  # it does not change this game
-    strings = {
-        node.value for node in source if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
-    }
-    plain = make_hackatari(env_id, [])
-    known, broken = {}, {}
-    for name in sorted(set(methods) | strings):
-        try:
-            if not any(module.modif_funcs(plain, [name])):  # functions for each step, after each reset, after detection
-                continue
-            env = make_hackatari(env_id, [name])
-            env.reset(seed=0)
-            for _ in range(10):
-                env.step(0)
-            env.close()
-            known[name] = " ".join((getattr(methods.get(name), "__doc__", "") or "").split())
-        except Exception as error:  # whatever goes wrong in a modification
-            broken[name] = f"{type(error).__name__}: {error}"
-    plain.close()
-    return known, broken
-
-
-@functools.cache
-def modes_and_difficulties(env_id: str) -> dict[str, str]:
-    """{name: what it does} of the game's own modes and difficulties, but for the default ones."""
-    env = gym.make(env_id)
-    modes, difficulties = env.unwrapped.ale.getAvailableModes(), env.unwrapped.ale.getAvailableDifficulties()
-    env.close()
-    known = {f"mode:{mode}": f"the cartridge's game mode {mode} (default: {modes[0]})" for mode in modes[1:]}
-    return known | {f"difficulty:{level}": f"the console's difficulty switches at {level} (default: 0)" for level in difficulties[1:]}
-
-
-def parse_variation(variation: str, env_id: str) -> tuple[list[str], dict[str, int]]:
-    """From "gravity+mode:4" to HackAtari's modifications ["gravity"] and the emulator's options {"mode": 4}.
-
-    Raises:
-        InputError: names the known variations, or the missing package.
-    """
-    parts = variation.split("+") if variation != UNCHANGED else []
-    of_emulator = {part for part in parts if part.startswith(("mode:", "difficulty:"))}
-    known, broken = modes_and_difficulties(env_id), {}
-    if of_emulator != set(parts):
-        of_hackatari, broken = hackatari_modifications(env_id)
-        known = of_hackatari | known
-    kinds = [part.partition(":")[0] for part in parts]
-    if len(set(kinds)) < len(kinds):
-        raise InputError(f"--variation {variation}: names one thing twice.")
-    for part in parts:
-        if part in broken:
-            raise InputError(f"--variation {part}: it fails in the installed version of HackAtari ({broken[part]}).")
-        if part not in known:
-            raise InputError(
-                f"--variation {part}: {game_name(env_id)} has no such variation; the known ones are {', '.join(known) or 'none'}."
-            )
-    modifications = [part for part in parts if part not in of_emulator]
-    return modifications, {part.partition(":")[0]: int(part.partition(":")[2]) for part in of_emulator}
-
-
-class ChangedGame(gym.Wrapper):
-    """HackAtari's environment, mended for Gymnasium's wrappers: seeds, the emulator's attribute, and which end of a game is which.
-
-    Version 0.0.6 returns `terminated` and `truncated` the other way round, and its modifications draw from Python's own generator.
-    """
-
-    def __init__(self, env: gym.Env, options: dict[str, int]):
-        super().__init__(env)
-        env.ale = env._ale
-        for name, value in options.items():  # its own way to set a mode is undone at the first seeded reset
-            setattr(env._env.unwrapped, f"_game_{name}", value)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        if seed is not None:
-            random.seed(seed)
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        obs, reward, _, _, info = self.env.step(action)
-        return obs, reward, self.env.ale.game_over(with_truncation=False), self.env.ale.game_truncated(), info
-
-
-def make_changed_env(
-    env_id: str, variation: str, repeat_action_probability: float = 0.0, max_frames_per_game: int = MAX_FRAMES_PER_GAME, noop_max: int = 30
-) -> gym.Env:
-    """One changed game, seen as in training: `atari.make_env` around HackAtari, or around the emulator alone."""
-    modifications, options = parse_variation(variation, env_id)
-    emulator = None
-    if modifications:
-        settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
-        emulator = ChangedGame(make_hackatari(env_id, sorted(modifications), **settings), options)
-        options = {}
-    return make_env(env_id, repeat_action_probability, max_frames_per_game, noop_max, emulator, **options)
-
-
-def list_variations(env_id: str) -> None:
-    """Print what the installed packages can change in a game."""
-    own = modes_and_difficulties(env_id)
-    try:
-        (changes, broken), says = hackatari_modifications(env_id), None
-        print(f"{game_name(env_id)}: {len(changes)} modifications of HackAtari {importlib.metadata.version('hackatari')}")
-    except InputError as error:
-        changes, broken, says = {}, {}, str(error)
-    width = max((len(name) for name in (*changes, *own)), default=0)
-    for name, text in changes.items():
-        print(f"  {name:<{width}}  {text}")
-    for name, text in broken.items():
-        print(f"  {name} is left out: it fails when tried ({text})")
-    print(f"{game_name(env_id)}: {len(own)} modes and difficulties of the game itself")
-    for name, text in own.items():
-        print(f"  {name:<{width}}  {text}")
-    if says:
-        print(says)
 
 
 # --------------------------------------------------------- playing and counting
@@ -296,17 +155,19 @@ class Evaluated:
     repeat_action_probability: float
 
 
-def open_agents(args: Args, device: torch.device) -> list[Evaluated]:
+def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
     """Open every checkpoint, without the models of --drop-encoders; raises InputError."""
     opened = []
-    labels = args.labels or tuple("/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") for path in args.checkpoint)
+    labels = args.labels or tuple(
+        "/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") for path in args.checkpoint
+    )
     if len(set(labels)) < len(labels):
         labels = args.checkpoint  # two folders of one name: only whole paths tell them apart
     if len(set(labels)) < len(labels):
         raise InputError("--checkpoint: one of them is named twice; give --labels to tell them apart.")
     for path, label in zip(args.checkpoint, labels, strict=True):
-        checkpoint = storage.load(Path(path), "checkpoint")
-        agent = storage.load_agent(Path(path), device, args.pretrained_dir)
+        checkpoint = files.load(Path(path), "checkpoint")
+        agent = checkpoints.load_agent(Path(path), on, args.pretrained_dir)
         for name in args.drop_encoders:
             if not hasattr(agent, "drop"):
                 raise InputError(f"--drop-encoders {name}: {path} has no frozen models to do without.")
@@ -315,8 +176,14 @@ def open_agents(args: Args, device: torch.device) -> list[Evaluated]:
             except InputError as error:
                 raise InputError(f"--drop-encoders {name}: {path}: {error}") from error
         trained = checkpoint["args"]
-        sticky = trained["repeat_action_probability"] if args.repeat_action_probability is None else args.repeat_action_probability
-        opened.append(Evaluated(label, path, agent, trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky))
+        sticky = (
+            trained["repeat_action_probability"]
+            if args.repeat_action_probability is None
+            else args.repeat_action_probability
+        )
+        opened.append(
+            Evaluated(label, path, agent, trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky)
+        )
     return opened
 
 
@@ -329,18 +196,19 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
         make = functools.partial(make_changed_env, env_id, variation, sticky, args.max_frames_per_game)
         envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     torch.manual_seed(args.seed)
-    with tqdm(total=episodes, unit="game", desc=description, **processes.BAR, leave=False) as progress:
+    with tqdm(total=episodes, unit="game", desc=description, **BAR, leave=False) as progress:
         games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
     row = {"variation": variation, "game": game_name(env_id), **summarise(games), "repeat_action_probability": sticky}
     return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
 
 
 def summarise(games: list[tuple[int, int, bool]]) -> dict:
-    """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit cut off.
+    """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit
+    cut off.
 
-    `distinct` is how many games differ in score, or in length by more agent steps than the no-ops at the start explain (at most 29 frames,
-    so 7 steps): in a game without chance a greedy agent plays the same few games again and again, and an interval over copies is too
-    narrow. (Different games that happen to be as long as each other count as one.)
+    `distinct` is how many games differ in score, or in length by more agent steps than the no-ops at the start explain
+    (at most 29 frames, so 7 steps): in a game without chance a greedy agent plays the same few games again and again,
+    and an interval over copies is too narrow. (Different games that happen to be as long as each other count as one.)
     """
     distinct, last = 0, (None, 0)
     for score, length in sorted({(score, length) for score, length, _ in games}):
@@ -391,27 +259,33 @@ def table(rows: list[dict]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     left = {"agent", "game", "variation", "first_difference"}
     lines = [
-        "  ".join(cell.ljust(width) if name in left else cell.rjust(width) for cell, width, name in zip(row, widths, columns, strict=True))
+        "  ".join(
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for cell, width, name in zip(row, widths, columns, strict=True)
+        )
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def write_results(output: Path, args: Args, rows: list[dict]) -> None:
-    """results.json (all), results.csv (the table) and games.csv (one line per game); called after each agent and variation."""
+    """results.json (all), results.csv (the table) and games.csv (one line per game); called after each agent and
+    variation."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "ale-py", "gymnasium", "numpy")}
     if importlib.util.find_spec("hackatari") is not None:
         packages["hackatari"] = importlib.metadata.version("hackatari")
     text = json.dumps({"settings": asdict(args), "packages": packages, "results": rows}, indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n")
     columns = (*COLUMNS, "script", "step", "precision", "repeat_action_probability", "checkpoint")
-    storage.write_csv(output / "results.csv", [{name: row.get(name) for name in columns} for row in rows], ".6g")
+    files.write_csv(output / "results.csv", [{name: row.get(name) for name in columns} for row in rows], ".6g")
     games = []
     for row in rows:
-        for number, (score, length, cut_off) in enumerate(zip(row["scores"], row["lengths"], row["cut_off"], strict=True)):
+        for number, (score, length, cut_off) in enumerate(
+            zip(row["scores"], row["lengths"], row["cut_off"], strict=True)
+        ):
             whose = {"agent": row["agent"], "game": row["game"], "variation": row["variation"], "number": number}
             games.append(whose | {"score": score, "agent_steps": length, "cut_off": int(cut_off)})
-    storage.write_csv(output / "games.csv", games, ".6g")
+    files.write_csv(output / "games.csv", games, ".6g")
 
 
 def play_agent(agent: Evaluated, variation: str, args: Args) -> dict:
@@ -435,27 +309,13 @@ def score(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
 # ---------------------------------------------------------------- the suite
 
 
-@functools.cache
-def first_difference(env_id: str, variation: str) -> str:
-    """Where the changed game's picture first differs from the unchanged game's, under the same start and the same random actions."""
-    plain, changed = make_env(env_id, noop_max=0), make_changed_env(env_id, variation, noop_max=0)
-    (expected, _), (seen, _) = plain.reset(seed=STREAM), changed.reset(seed=STREAM)
-    rng = np.random.default_rng(STREAM)
-    for step in range(COMPARED_STEPS):
-        if not np.array_equal(expected, seen):
-            return f"differs from step {step}"
-        action = int(rng.integers(plain.action_space.n))
-        (expected, _, *ends, _), (seen, _, *other_ends, _) = plain.step(action), changed.step(action)
-        if any(ends) and any(other_ends):
-            (expected, _), (seen, _) = plain.reset(), changed.reset()
-    return f"no pixel in {COMPARED_STEPS:,} steps"
-
-
 def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
-    """All variations of the agents' game, each agent's score beside its own in the unchanged game; a table and suite.png.
+    """All variations of the agents' game, each agent's score beside its own in the unchanged game; a table and
+    suite.png.
 
-    A relative score is (score - r) / (score in the unchanged game - r), where r is random play's score in the unchanged game: 1 is as good
-    as unchanged, 0 no better than random play there. For an agent that is no better than random play in the unchanged game there is none.
+    A relative score is (score - r) / (score in the unchanged game - r), where r is random play's score in the unchanged
+    game: 1 is as good as unchanged, 0 no better than random play there. For an agent that is no better than random play
+        in the unchanged game there is none.
     """
     env_id, sticky = agents[0].env_id, agents[0].repeat_action_probability
     known = [*hackatari_modifications(env_id)[0], *modes_and_difficulties(env_id)]
@@ -477,45 +337,6 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
     return rows
 
 
-def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str, ...], path: Path) -> None:
-    """Bars of the relative scores, one group for each variation, with the 95% interval of the mean over games."""
-    random_play = rows[0]["mean"]
-    height = 0.8 / len(agents)
-    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.32 * len(variations) * max(1, len(agents) * 0.6)), layout="constrained")
-    for i, agent in enumerate(agents):
-        own = {row["variation"]: row for row in rows if row["agent"] == agent.label}
-        span = own[UNCHANGED]["mean"] - random_play
-        name = f"{agent.label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
-        if own[UNCHANGED]["relative"] is None:
-            axis.barh([], [], color=f"C{i}", label=f"{name}, no better than random play: no relative score")
-            continue
-        values = np.array([own[variation]["relative"] for variation in variations])
-        intervals = [((own[v]["ci_high"] or own[v]["mean"]) - own[v]["mean"]) / span for v in variations]
-        axis.barh(
-            np.arange(len(variations)) + i * height,
-            values,
-            height * 0.95,
-            xerr=intervals,
-            color=f"C{i}",
-            label=name,
-            error_kw={"linewidth": 0.8},
-        )
-    same = [name for name in variations if "no pixel" in str(next(row for row in rows[1:] if row["variation"] == name)["first_difference"])]
-    axis.set_yticks(np.arange(len(variations)) + 0.4 - height / 2, [f"{name} *" if name in same else name for name in variations])
-    axis.invert_yaxis()
-    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_xlabel(
-        f"score relative to the agent's own in the unchanged game\n(1: as in the unchanged game; 0: random play there, {random_play:.1f})"
-        + (f"\n* changed no pixel in {COMPARED_STEPS:,} steps" if same else "")
-    )
-    axis.set_title(f"{rows[0]['game']} and its variations, {rows[0]['games']} games each, 95% intervals over games", fontsize=11)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(variations)), ncols=1, frameon=False)
-    axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 # ---------------------------------------------------- one game watched closely
 
 
@@ -526,7 +347,7 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     torch.manual_seed(args.seed)
     obs, info = env.reset(seed=env_seeds(1, args.seed, STREAM)[0])
     steps, screens, total, done = [], [], 0, False
-    with tqdm(unit="step", desc=f"{agent.label}, watching", **processes.BAR, leave=False) as progress:
+    with tqdm(unit="step", desc=f"{agent.label}, watching", **BAR, leave=False) as progress:
         while not done:
             if args.film_start <= len(steps) < args.film_start + args.film_steps:
                 screens.append(env.unwrapped.ale.getScreenRGB())
@@ -539,11 +360,17 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             obs, reward, terminated, truncated, info = env.step(int(action))
             done = terminated or truncated
             total += int(reward)
-            row = {"step": len(steps), "action": info["action"], "reward": int(reward), "score": total, "lives": info["lives"]}
+            row = {
+                "step": len(steps),
+                "action": info["action"],
+                "reward": int(reward),
+                "score": total,
+                "lives": info["lives"],
+            }
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()
     env.close()
-    storage.write_csv(output / "steps.csv", steps, ".6g")
+    files.write_csv(output / "steps.csv", steps, ".6g")
     game = f"{game_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
     title = f"{game}, {agent.label}, one game: score {total}{', cut off at the frame limit' if truncated else ''}"
     if names:
@@ -564,8 +391,9 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
 def summarise_weights(weights: np.ndarray, names: tuple[str, ...]) -> dict:
     """What the weights (T, N) of one game say.
 
-    `movement` is the weights' variance over time divided by their mean squared distance from 1/N (both averaged over models). 0: they
-    never move; 1: they move around an even mixture; None: they are flat, all 1/N (the distance is below 1e-12).
+    `movement` is the weights' variance over time divided by their mean squared distance from 1/N (both averaged over
+    models). 0: they never move; 1: they move around an even mixture; None: they are flat, all 1/N (the distance is
+    below 1e-12).
     """
     n = weights.shape[1]
     distance = float(np.square(weights - 1 / n).mean())
@@ -602,73 +430,10 @@ def weights_table(summary: dict) -> str:
     else:
         lines.append(
             f"movement {summary['movement']:.3f} (variance over time {summary['variance_over_time']:.2e} / "
-            f"squared distance from 1/N {summary['squared_distance_from_even']:.2e}; 0: they never move, 1: around an even mixture)"
+            f"squared distance from 1/N {summary['squared_distance_from_even']:.2e}; 0: they never move, 1: "
+            "around an even mixture)"
         )
     return "\n".join(lines)
-
-
-def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
-    """Each model's weight over the game (thin: each step, thick: mean of two seconds), with rewards and lost lives marked."""
-    x, window = np.arange(len(steps)), 2 * STEPS_PER_SECOND
-    figure, (axis, events) = plt.subplots(
-        2, 1, figsize=(11, 4.8), sharex=True, layout="constrained", height_ratios=[6, 1], gridspec_kw={"hspace": 0.02}
-    )
-    for i, name in enumerate(names):
-        weight = np.array([row[name] for row in steps])
-        axis.plot(x, weight, color=f"C{i}", linewidth=0.6, alpha=0.35)
-        smooth = np.convolve(weight, np.ones(window), "same") / np.convolve(np.ones(len(weight)), np.ones(window), "same")
-        axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=1.6, label=name)
-    axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
-    lives = np.array([row["lives"] for row in steps])
-    kinds = {
-        "reward": ([row["step"] for row in steps if row["reward"] > 0], "tab:green", 1.0),
-        "negative reward": ([row["step"] for row in steps if row["reward"] < 0], "tab:red", 1.0),
-        "lost life": (list(1 + np.flatnonzero(np.diff(lives) < 0)), "black", 2.0),
-    }
-    for kind, (when, colour, line_width) in kinds.items():
-        if len(when):
-            events.vlines(when, 0, 1, color=colour, linewidth=line_width, label=f"{kind} ({len(when)})")
-    for step in kinds["lost life"][0]:
-        axis.axvline(step, color="black", linewidth=0.8)
-    axis.set_ylabel("weight (they sum to 1)")
-    axis.set_title(title.replace("$", r"\$"), fontsize=11)
-    axis.set_ylim(-0.02, 1.02)
-    axis.grid(alpha=0.3)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=f"thick: mean of {window // STEPS_PER_SECOND} s", frameon=False)
-    events.set_yticks([])
-    events.set_ylabel("events")
-    events.set_xlabel(f"agent step ({STEPS_PER_SECOND} are one second of play)")
-    if events.get_legend_handles_labels()[0]:
-        events.legend(loc="upper left", bbox_to_anchor=(1.0, 1.3), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
-    """A GIF in the speed of play: the screen and, for agents that weigh, a bar for each model's weight."""
-    figure, axes = plt.subplots(1, 2 if names else 1, figsize=(6.4 if names else 3.4, 3.9), layout="constrained", squeeze=False)
-    figure.suptitle(title.partition(", one game")[0].replace("$", r"\$"), fontsize=9)
-    picture = axes[0, 0].imshow(screens[0], interpolation="nearest")
-    axes[0, 0].axis("off")
-    caption = axes[0, 0].set_title("", fontsize=8)
-    if names:
-        bars = axes[0, 1].barh(names, [0.0] * len(names), color=[f"C{i}" for i in range(len(names))])
-        axes[0, 1].set_xlim(0, 1)
-        axes[0, 1].axvline(1 / len(names), color="grey", linestyle=":")
-        axes[0, 1].set_xlabel("weight (dotted: 1/N)", fontsize=8)
-        axes[0, 1].tick_params(labelsize=8)
-        axes[0, 1].invert_yaxis()
-    writer = PillowWriter(fps=STEPS_PER_SECOND)
-    with writer.saving(figure, str(path), dpi=80):
-        for screen, row in tqdm(
-            zip(screens, steps, strict=False), total=len(screens), desc="film", unit="frame", **processes.BAR, leave=False
-        ):
-            picture.set_data(screen)
-            caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']}")
-            for bar, name in zip(bars if names else (), names, strict=True):
-                bar.set_width(row[name])
-            writer.grab_frame()
-    plt.close(figure)
 
 
 # ------------------------------------------------------------------------ main
@@ -681,10 +446,8 @@ def main(args: Args) -> Path | None:
         list_variations(args.env_id)
         return None
     check_args(args)
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
-    agents = open_agents(args, device)
+    device.prepare_cpu(args.torch_threads)
+    agents = open_agents(args, torch.device("cuda" if device.on_cuda(args.cuda) else "cpu"))
     for agent in agents:
         for variation in args.variation:
             parse_variation(variation, agent.env_id)
@@ -693,34 +456,34 @@ def main(args: Args) -> Path | None:
         if len({agent.env_id for agent in agents}) > 1:
             raise InputError("--suite: the agents play different games; give those of one game.")
         if len({agent.repeat_action_probability for agent in agents}) > 1:
-            raise InputError("--suite: the agents were trained with different sticky actions; give --repeat-action-probability.")
+            raise InputError(
+                "--suite: the agents were trained with different sticky actions; give --repeat-action-probability."
+            )
     what = "suite" if args.suite else "attention" if args.attention else "score"
     if args.output_dir:
         output = Path(args.output_dir)
         if output.is_dir() and any(output.iterdir()):
             raise InputError(f"--output-dir {output}: there is something in it already; name a new folder.")
-        storage.require_writable(output)
+        files.require_writable(output)
     else:
-        output = storage.new_run_dir("evaluations", f"{game_name(agents[0].env_id)}__{what}")
+        output = files.new_folder("evaluations", f"{game_name(agents[0].env_id)}__{what}")
 
     if args.attention:
         for number, agent in enumerate(agents, 1):
             folder = output if len(agents) == 1 else output / f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', agent.label)}"
-            storage.require_writable(folder)
+            files.require_writable(folder)
             watch(agent, (*args.variation, UNCHANGED)[0], args, folder)
         return output
     rows = suite(agents, args, output) if args.suite else score(agents, args, output)
     print(table(rows))
     if any(row["distinct"] < row["games"] / 2 for row in rows):
-        print("note: fewer than half of some row's games are distinct (only starts differ); its interval takes copies for new games.")
+        print(
+            "note: fewer than half of some row's games are distinct (only starts differ); its interval takes "
+            "copies for new games."
+        )
     print(f"{'drawn' if args.sample else 'greedy'} actions, seed {args.seed}; stored in {output}")
     return output
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main, lambda: parse(Args, __doc__))

@@ -5,21 +5,21 @@
 evaluate.py and pretrain_encoders.py open such a file like any other checkpoint; only --resume refuses it.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
-import storage
-from storage import InputError
+from housekeeping import files
+from housekeeping.flags import InputError, parse, start
 
 ONLY_FOR_TRAINING = ("optimizer", "intrinsic", "intrinsic_optimizer", "target", "streams", "rng_state", "last_games")
 
 
 @dataclass
 class Args:
+    """export"""
+
     checkpoint: str
     """a checkpoint.pt or best.pt of any script here"""
     output: str
@@ -27,22 +27,21 @@ class Args:
 
 
 def main(args: Args) -> None:
-    checkpoint = storage.load(Path(args.checkpoint), "checkpoint")
+    checkpoint = files.load(Path(args.checkpoint), "checkpoint")
     output = Path(args.output)
     if output.exists():
         raise InputError(f"{output}: there is such a file already; move it away or choose another name.")
-    storage.require_writable(output.parent)
+    files.require_writable(output.parent)
     small = {key: value for key, value in checkpoint.items() if key not in ONLY_FOR_TRAINING}
-    small["agent"] = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in checkpoint["agent"].items()}
+    small["agent"] = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in checkpoint["agent"].items()
+    }
     largest = max(tensor.abs().max().item() for tensor in checkpoint["agent"].values() if tensor.is_floating_point())
     if largest > torch.finfo(torch.float16).max:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
-    storage.save(small, output)
+    files.save(small, output)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, from {Path(args.checkpoint).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    start(main, lambda: parse(Args, __doc__))

@@ -1,18 +1,18 @@
 """Pre-train the vision models of Weight Sharing Attention on one game, without reward.
 
     python pretrain_encoders.py --env-id ALE/Qbert-v5                   # all five, a CPU's budget
-    python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # 1,000,000 frames, for a GPU
-    python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
-    python pretrain_encoders.py --data-dir data/mixed --pretrained-dir pretrained_mixed --expert-checkpoint runs/<run_name>/best.pt
+    python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # 1,000,000
+    frames, for a GPU python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
+    python pretrain_encoders.py --data-dir data/mixed --pretrained-dir pretrained_mixed --expert-checkpoint
+    runs/<run_name>/best.pt
 
-What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set a tenth of the
-games apart for validation; train each model that is not stored yet; store it as pretrained/<Game>/<name>.pt. A run that was stopped
-goes on where it was when it is started again (with --retrain, models that were finished before the stop are made once more). The
-models' networks and losses are in encoders/, one file each. In games that have FIRE, the action after a lost life is FIRE (atari.py).
+What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set
+a tenth of the games apart for validation; train each model that is not stored yet; store it as
+pretrained/<Game>/<name>.pt. A run that was stopped goes on where it was when it is started again (with --retrain,
+models that were finished before the stop are made once more). The models' networks and losses are in encoders/, one
+file each. In games that have FIRE, the action after a lost life is FIRE (atari.py).
 """
 
-import json
-import os
 import signal
 import sys
 import threading
@@ -28,25 +28,32 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import precision
-import processes
-import storage
-from atari import env_seeds, fire_action, game_name, make_envs
-from encoders import ENCODERS, PRETRAININGS, load_encoder, save_encoder
-from precision import Precision
-from storage import InputError
+from encoders import ENCODERS, PRETRAINED, PRETRAININGS, load_encoder, save_encoder
+from encoders.frames import FrameData, collect_frames
+from environments.atari import game_name
+from housekeeping import device as devices
+from housekeeping import files, precision, processes
+from housekeeping.flags import InputError, check_ranges, parse, start
+from housekeeping.precision import Precision
+from housekeeping.run import BAR
 
 
 @dataclass
 class Args:
+    """pre-training"""
+
     env_id: str = "ALE/Pong-v5"
     """the game, a Gymnasium id"""
-    encoders: tuple[str, ...] = ("state_representation", "autoencoder", "object_masks", "keypoint_features", "keypoint_maps")
+    encoders: tuple[str, ...] = (
+        "state_representation",
+        "autoencoder",
+        "object_masks",
+        "keypoint_features",
+        "keypoint_maps",
+    )
     """the models to train (the default: the paper's); also image_completion, frame_prediction, masked_autoencoder"""
     budget: Literal["cpu", "paper"] = "cpu"
     """frames, steps and batch sizes: cpu (some hours on two cores for all five) or paper (for a GPU)"""
@@ -85,10 +92,11 @@ class Args:
     torch_threads: int = 0
     """CPU threads for the networks (0: PyTorch's choice)"""
     compile: bool = False
-    """compile each loss with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start of each model"""
+    """compile each loss with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start of each
+    model"""
     precision: Precision = "auto"
-    """arithmetic of training: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it); held-out losses are
-    float32"""
+    """arithmetic of training: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it);
+    held-out losses are float32"""
 
 
 def check_args(args: Args) -> None:
@@ -99,7 +107,7 @@ def check_args(args: Args) -> None:
     if unknown or not args.encoders:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
     at_least_one = ("num_frames", "steps", "batch_size", "num_envs", "validation_samples")
-    processes.check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"))
+    check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"))
     for name in ("expert_fraction", "validation_fraction"):
         if not 0.0 < getattr(args, name) <= 1.0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(args, name)}.")
@@ -107,150 +115,16 @@ def check_args(args: Args) -> None:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
     if args.batch_size == 1:
         raise InputError("--batch-size must be at least 2: batch normalisation and contrast need several samples.")
-    processes.require_cuda(args)
-    processes.require_compiler(args)
-
-
-# Frames on disk: frames.u8 holds the newest 84x84 frame of every observation, game after game; index.json says where each game starts and
-# how the frames were made. A stack of 4 is put together when it is needed, so a frame is stored once.
-
-
-def collect_frames(args: Args, folder: Path, num_frames: int, device: torch.device, interrupted: threading.Event) -> None:
-    """Play until `folder` holds `num_frames` frames, going on with what is there. Whole games are written; the last one is cut to fit.
-
-    Raises:
-        InputError: the folder holds frames that were made in another way.
-    """
-    expert = None
-    if args.expert_checkpoint:
-        plays = storage.load(Path(args.expert_checkpoint), "checkpoint")["args"]["env_id"]
-        if plays != args.env_id:
-            raise InputError(f"{args.expert_checkpoint}: this agent plays {plays}, not {args.env_id}.")
-        expert = storage.load_agent(Path(args.expert_checkpoint), device)
-    made_by = {
-        "env_id": args.env_id,
-        "repeat_action_probability": args.repeat_action_probability,
-        "expert_sha256": storage.sha256(Path(args.expert_checkpoint)) if expert else None,
-        "expert_fraction": args.expert_fraction if expert else 0.0,
-        "seed": args.seed,
-    }
-    fire = fire_action(args.env_id) is not None
-    index_path, frames_path = folder / "index.json", folder / "frames.u8"
-    index = {**made_by, "fire_after_lost_life": fire, "games": []}
-    if index_path.exists():
-        index = json.loads(index_path.read_text())
-        different = [key for key, value in made_by.items() if index.get(key) != value]
-        if fire and not index.get("fire_after_lost_life"):
-            raise InputError(
-                f"{folder}: holds frames from before FIRE was pressed after a lost life; choose another --data-dir or delete it."
-            )
-        if different:
-            raise InputError(f"{folder}: holds frames made with another {', '.join(different)}; choose another --data-dir or delete it.")
-    games = index["games"]  # each {"start": first frame, "length": frames, "expert": whether the expert played}
-    total = sum(game["length"] for game in games)
-    if total and (not frames_path.exists() or frames_path.stat().st_size < total * 84 * 84):
-        raise InputError(f"{frames_path}: holds less than {index_path} says; delete the folder, or choose another --data-dir.")
-    if total >= num_frames:
-        return
-    storage.require_disk(folder, (num_frames - total) * 84 * 84, f"{num_frames - total:,} frames", "lower --num-frames")
-
-    rng = np.random.default_rng([args.seed, total])
-    torch.manual_seed(int(rng.integers(2**31)))  # the expert's draws
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability)
-    obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 2, total))
-    begun = len(games)
-
-    def next_is_expert() -> bool:  # spreads the expert's share evenly over the games, in the order in which they begin
-        nonlocal begun
-        begun += 1
-        return int(begun * index["expert_fraction"]) > int((begun - 1) * index["expert_fraction"])
-
-    by_expert = np.array([next_is_expert() for _ in range(args.num_envs)])
-    frames: list[list[np.ndarray]] = [[obs[i, -1].copy()] for i in range(args.num_envs)]  # of each environment's game in play
-    with (
-        open(frames_path, "r+b" if frames_path.exists() else "w+b") as file,
-        tqdm(total=num_frames, initial=total, unit="frame", unit_scale=True, desc="collecting frames", **processes.BAR) as progress,
-    ):
-        file.truncate(total * 84 * 84)  # a stopped run may have left part of a game
-        file.seek(0, os.SEEK_END)
-        while total < num_frames and not interrupted.is_set():
-            actions = rng.integers(envs.single_action_space.n, size=args.num_envs)
-            if by_expert.any():
-                actions[by_expert] = expert.act(obs, greedy=False)[by_expert]
-            obs, _, terminated, truncated, info = envs.step(actions)
-            for i in range(args.num_envs):
-                if not (terminated[i] or truncated[i]):
-                    frames[i].append(obs[i, -1].copy())
-                    continue
-                frames[i].append(info["final_obs"][i, -1].copy())
-                game = np.stack(frames[i])[: num_frames - total]
-                file.write(game.tobytes())
-                file.flush()
-                games.append({"start": total, "length": len(game), "expert": bool(by_expert[i])})
-                total += len(game)
-                temporary = index_path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(index))
-                os.replace(temporary, index_path)  # only now does the game count
-                progress.update(len(game))
-                frames[i], by_expert[i] = [obs[i, -1].copy()], next_is_expert()
-                if total >= num_frames:
-                    break
-    envs.close()
-
-
-class FrameData:
-    """The collected frames of one game, read from the disk as they are needed.
-
-    Raises:
-        InputError: fewer than two games, so that none could be held out.
-    """
-
-    def __init__(self, folder: Path, validation_fraction: float, seed: int):
-        self.index = json.loads((folder / "index.json").read_text())
-        games = self.index["games"]
-        long_enough = np.array([i for i, game in enumerate(games) if game["length"] >= 3])  # the others are not drawn from
-        if len(long_enough) < 2:
-            raise InputError(f"{folder}: holds {len(long_enough)} game; at least 2 are needed to hold one out, so raise --num-frames.")
-        self.starts = np.array([game["start"] for game in games])
-        self.lengths = np.array([game["length"] for game in games])
-        self.num_frames = int(self.lengths.sum())
-        self.frames = np.memmap(folder / "frames.u8", dtype=np.uint8, mode="r", shape=(self.num_frames, 84, 84))
-        order = np.random.default_rng(seed).permutation(long_enough)
-        num_validation = min(len(order) - 1, max(1, round(validation_fraction * len(order))))
-        self.games = {"validation": np.sort(order[:num_validation]), "training": np.sort(order[num_validation:])}
-
-    def observations(self, games: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """What the agent saw at these times of these games, uint8 (B, 4, 84, 84): oldest frame first, zeros before a game's first frame."""
-        ages = np.arange(-3, 1)
-        rows = (self.starts[games] + times)[:, None] + ages  # (B, 4)
-        obs = self.frames[np.maximum(rows, 0)]
-        obs[times[:, None] + ages < 0] = 0
-        return obs
-
-    def sample(self, split: str, batch_size: int, offsets: tuple[int, int], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw observations and later ones of the same games, each uint8 (batch_size, 4, 84, 84).
-
-        Each comes from a game drawn at random; the later one is between the two `offsets` steps later, as far as the game lasted. A
-        game's very first frame is not drawn: it has none before it.
-        """
-        lowest, highest = offsets
-        games = rng.choice(self.games[split], size=batch_size)
-        times = rng.integers(1, self.lengths[games] - lowest)
-        later = times + rng.integers(lowest, np.minimum(highest, self.lengths[games] - 1 - times), endpoint=True)
-        obs = torch.from_numpy(self.observations(games, times))
-        return obs, obs if highest == 0 else torch.from_numpy(self.observations(games, later))
-
-    def median_frame_error(self, seed: int, num_samples: int) -> float:
-        """Mean squared error, on held-out frames in [0, 1], of always showing the pixel-wise median of 1,000 training frames."""
-        train, _ = self.sample("training", 1000, (0, 0), np.random.default_rng([seed, 1]))
-        held_out, _ = self.sample("validation", num_samples, (0, 0), np.random.default_rng([seed, 0]))
-        median = train[:, -1].float().median(dim=0).values
-        return F.mse_loss(median.expand(num_samples, -1, -1) / 255.0, held_out[:, -1].float() / 255.0).item()
+    devices.require_cuda(args)
+    devices.require_compiler(args)
 
 
 @torch.no_grad()
-def validate(pretraining: nn.Module, data: FrameData, num_samples: int, seed: int, device: torch.device) -> dict[str, float]:
-    """Losses on held-out games, always on the same samples, with the schedules at their end (progress 1) so that they can be compared."""
+def validate(
+    pretraining: nn.Module, data: FrameData, num_samples: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Losses on held-out games, always on the same samples, with the schedules at their end (progress 1) so that they
+    can be compared."""
     pretraining.eval()
     rng = np.random.default_rng([seed, 0])
     torch.manual_seed(seed)
@@ -281,30 +155,48 @@ def draw_picture(pretraining: nn.Module, data: FrameData, seed: int, device: tor
             if points is not None and title != "source":
                 for k, (x, y) in enumerate(((points[row].cpu() + 1) / 2 * 83).tolist()):
                     axis.plot(x, y, "o", markersize=5, markerfacecolor="none", color=f"C{k}")
-                    axis.annotate(str(k + 1), (x, y), xytext=(3, 3), textcoords="offset points", color=f"C{k}", fontsize=7)
+                    axis.annotate(
+                        str(k + 1), (x, y), xytext=(3, 3), textcoords="offset points", color=f"C{k}", fontsize=7
+                    )
     return figure
 
 
 def train(
-    name: str, args: Args, data: FrameData, folder: Path, data_folder: Path, device: torch.device, interrupted: threading.Event
+    name: str,
+    args: Args,
+    data: FrameData,
+    folder: Path,
+    data_folder: Path,
+    device: torch.device,
+    interrupted: threading.Event,
 ) -> bool:
-    """Train the pre-training that makes the model `name` and store all models it makes in `folder`; False if it was interrupted."""
+    """Train the pre-training that makes the model `name` and store all models it makes in `folder`; False if it was
+    interrupted."""
     torch.manual_seed(args.seed)
-    pretraining = PRETRAININGS[name]().to(device, memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
+    pretraining = PRETRAININGS[name]().to(
+        device, memory_format=torch.channels_last
+    )  # fast: the layout that convolutions prefer
     names = list(pretraining.stored_models())
     steps = args.steps or pretraining.steps[args.budget]
     batch_size = args.batch_size or pretraining.batch_size[args.budget]
-    optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam, fused=True)  # fast: one kernel for all weights
+    optimizer = torch.optim.Adam(
+        pretraining.parameters(), **pretraining.adam, fused=True
+    )  # fast: one kernel for all weights
     settings = {"steps": steps, "batch_size": batch_size, "seed": args.seed, "frames": data.num_frames}
     settings |= {"validation_fraction": args.validation_fraction, "validation_samples": args.validation_samples}
     first_step, best, unchanged = 0, None, 0
     state_path = data_folder / f"{'+'.join(names)}.training.pt"
     if state_path.exists():
-        state = storage.load(state_path, "pretraining")
+        state = files.load(state_path, "pretraining")
         if state["settings"] == settings:  # a stopped run of the same kind: go on; else start anew
             pretraining.load_state_dict(state["pretraining"])
             optimizer.load_state_dict(state["optimizer"])
-            first_step, best, unchanged, untrained = state["step"], state["best"], state["unchanged"], state["untrained"]
+            first_step, best, unchanged, untrained = (
+                state["step"],
+                state["best"],
+                state["unchanged"],
+                state["untrained"],
+            )
             if first_step == steps:  # it was stopped between its last step and storing
                 step, validation = steps, validate(pretraining, data, args.validation_samples, args.seed, device)
     if first_step == 0:
@@ -324,7 +216,7 @@ def train(
     loader = ThreadPoolExecutor(1)  # fast: the next batch is read from the disk while the model learns from this one
     upcoming = loader.submit(batch, first_step + 1)
     lr = pretraining.adam["lr"]
-    with tqdm(total=steps, initial=first_step, unit="step", desc=" + ".join(names), **processes.BAR) as progress_bar:
+    with tqdm(total=steps, initial=first_step, unit="step", desc=" + ".join(names), **BAR) as progress_bar:
         for step in range(first_step + 1, steps + 1):
             progress = (step - 1) / steps
             optimizer.param_groups[0]["lr"] = lr * pretraining.learning_rate_factor(progress)
@@ -366,7 +258,7 @@ def train(
                     "unchanged": unchanged,
                     "untrained": untrained,
                 }
-                storage.save(state, state_path)
+                files.save(state, state_path)
             if interrupted.is_set() and step < steps:
                 loader.shutdown()
                 writer.close()
@@ -386,7 +278,9 @@ def train(
             "frames": data.num_frames,
             "games": len(data.lengths),
             "expert_fraction": data.index["expert_fraction"],  # of the games that were begun, as asked for
-            "expert_frames": sum(game["length"] for game in data.index["games"] if game["expert"]),  # those that were kept
+            "expert_frames": sum(
+                game["length"] for game in data.index["games"] if game["expert"]
+            ),  # those that were kept
             "repeat_action_probability": data.index["repeat_action_probability"],
         },
         "training": {
@@ -409,17 +303,13 @@ def train(
 
 
 def main(args: Args) -> None:
-    # Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
-    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
+    devices.prepare_cpu(args.torch_threads)
     game = game_name(args.env_id)
-    folder, data_folder = Path(args.pretrained_dir or storage.PRETRAINED) / game, Path(args.data_dir) / game
+    folder, data_folder = Path(args.pretrained_dir or PRETRAINED) / game, Path(args.data_dir) / game
     for path in (folder, data_folder, Path(args.runs_dir)):
-        storage.require_writable(path)
-    with storage.one_at_a_time(data_folder):
+        files.require_writable(path)
+    with files.lock(data_folder):
         make_models(args, folder, data_folder)
 
 
@@ -435,7 +325,8 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
             stored = [other for other in together if (folder / f"{other}.pt").exists()]
             if stored and not args.retrain:
                 raise InputError(
-                    f"{folder}: {', '.join(stored)} is stored, but {name}, made together with it, is not; --retrain makes both again."
+                    f"{folder}: {', '.join(stored)} is stored, but {name}, made together with it, is not; "
+                    "--retrain makes both again."
                 )
             todo.append(name)
     if not todo:
@@ -451,15 +342,20 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
 
     signal.signal(signal.SIGINT, on_interrupt)
     signal.signal(signal.SIGTERM, on_interrupt)
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+    device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
     args = replace(args, precision=precision.choose(args.precision, device))
-    print(f"pretrain_encoders: {args.env_id}, {', '.join(todo)}; {processes.describe_speed(args, device)}")
+    print(f"pretrain_encoders: {args.env_id}, {', '.join(todo)}; {devices.describe(args, device)}")
 
-    collect_frames(args, data_folder, args.num_frames or {"cpu": 100_000, "paper": 1_000_000}[args.budget], device, interrupted)
+    collect_frames(
+        args, data_folder, args.num_frames or {"cpu": 100_000, "paper": 1_000_000}[args.budget], device, interrupted
+    )
     if interrupted.is_set():
         sys.exit(130)
     data = FrameData(data_folder, args.validation_fraction, args.seed)
-    print(f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, {len(data.games['validation'])} games held out")
+    print(
+        f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, "
+        f"{len(data.games['validation'])} games held out"
+    )
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):
             sys.exit(130)
@@ -476,9 +372,4 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main, lambda: parse(Args, __doc__))

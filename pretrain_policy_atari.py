@@ -1,81 +1,62 @@
-"""A policy that explores: PPO on Atari with an intrinsic reward in place of the game's, the first stage of Behavior Transfer.
+"""A policy that explores: PPO on Atari with an intrinsic reward in place of the game's, the first stage of Behavior
+Transfer.
 
-    python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                          # Never Give Up's reward, 10,000,000 steps
-    python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd  # the lifelong part alone
-    python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
-    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy runs/<run_name>/checkpoint.pt --flights --extra-action  # then
-    tensorboard --logdir runs
+    python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                          # Never Give Up's reward,
+    10,000,000 steps python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd  # the lifelong
+    part alone python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy runs/<run_name>/checkpoint.pt --flights
+    --extra-action  # then tensorboard --logdir runs
 
-Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020 (arXiv 2002.06038),
-whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO and its network are those of
-ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
+Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020
+(arXiv 2002.06038), whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO
+and its network are those of ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
 
-The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost lives; what the
-screen shows of both stays visible. In games that have FIRE, the action after a lost life is FIRE, whatever it chose (atari.py): that step
-teaches the values, not the policy. What it explores is measured where the player's place is known in the console's memory.
+The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost
+lives; what the screen shows of both stays visible. In games that have FIRE, the action after a lost life is FIRE,
+whatever it chose (atari.py): that step teaches the values, not the policy. What it explores is measured where the
+player's place is known in the console's memory.
 
-The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`: set-up, rollout,
-intrinsic reward, advantages, update, log, save.
+The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`:
+set-up, rollout, intrinsic reward, advantages, update, log, save.
 """
 
 import functools
-import signal
-import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import tyro
-from gymnasium.vector import AutoresetMode
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-import precision
-import processes
-import storage
-from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env, make_envs
-from ppo_e2e_atari import Agent, compute_advantages, layer_init, nature_cnn, ppo_loss
-from precision import Precision
-from storage import InputError
+from behavior_transfer.coverage import coverage
+from environments.atari import AtariFlags, check_games, game_name, make_envs
+from environments.ram import POSITION
+from housekeeping import checkpoints, processes, run
+from housekeeping.flags import InputError, check_ranges, require_defaults, start
+from housekeeping.memory import require_memory, to_device
+from housekeeping.run import Run, RunFlags, read_args
+from housekeeping.seeds import env_seeds
+from ppo_e2e_atari import Agent, agent_of, compute_advantages, layer_init, nature_cnn, ppo_loss
 
 SCRIPT = "pretrain_policy_atari"  # what a checkpoint of this script calls itself
-MIN_DISTANCE = 0.008  # NGU's constants (Badia et al. 2020, algorithm 1): nearer than this, in units of the mean distance, is the same
+MAY_DIFFER_ON_RESUME = run.MAY_DIFFER | {"coverage_interval", "coverage_steps"}
+# NGU's constants (Badia et al. 2020, algorithm 1): nearer than this, in units of the mean distance, is the same
+MIN_DISTANCE = 0.008
 KERNEL_EPSILON = 1e-4
 KERNEL_CONSTANT = 0.001
 MAX_SIMILARITY = 8.0
-HORIZON = 100_000  # samples after which errors, distances and returns of earlier days have faded (ours): networks that learn change them
-
-# Where the player is: bytes of the console's memory (Anand et al. 2019, arXiv 1906.08226, appendix); the room first, if there are several
-POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
+# Samples after which errors, distances and returns of earlier days have faded (ours): networks that learn change them
+HORIZON = 100_000
 
 
 @dataclass
-class Args:
-    env_id: str = "ALE/Pong-v5"
-    """the game, a Gymnasium id"""
-    exp_name: str = SCRIPT
-    """the run's folder is <game>__<exp_name>__<seed>__<time>"""
-    seed: int = 1
-    """seed of networks, actions, minibatches and games"""
-    total_timesteps: int = 10_000_000
-    """length of the run in agent steps (4 emulator frames each), over all environments"""
-    num_envs: int = 8
-    """games played side by side"""
+class Args(AtariFlags, RunFlags):
+    """intrinsic reward and PPO"""
+
     num_steps: int = 128
     """steps per environment in one rollout"""
-    repeat_action_probability: float = 0.0
-    """sticky actions: how often the emulator repeats the action before"""
-    max_frames_per_game: int = MAX_FRAMES_PER_GAME
-    """a game is cut off after so many emulator frames"""
 
     intrinsic: Literal["ngu", "rnd"] = "ngu"
     """the reward: ngu (episodic novelty times lifelong novelty) or rnd (lifelong novelty alone)"""
@@ -86,7 +67,8 @@ class Args:
     max_lifelong: float = 5.0
     """ngu: the lifelong factor is clipped to [1, this] (5 published)"""
     predictor_share: float = 0.25
-    """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon (published: 0.25)"""
+    """share of the steps that the predictor of lifelong novelty learns from, so that novelty does not fade too soon
+    (published: 0.25)"""
     intrinsic_learning_rate: float = 2.5e-4
     """Adam's learning rate for the predictor and the embedding"""
     intrinsic_minibatch: int = 64
@@ -99,8 +81,8 @@ class Args:
     gamma: float = 0.99
     """discount of intrinsic rewards"""
     episodic_return: bool | Literal["auto"] = "auto"
-    """whether the return stops where a game ends: auto (with ngu, whose memory is of one game, so that staying alive pays; not with rnd,
-    whose paper lets it go on, section 2.3), True or False"""
+    """whether the return stops where a game ends: auto (with ngu, whose memory is of one game, so that staying alive
+    pays; not with rnd, whose paper lets it go on, section 2.3), True or False"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     num_minibatches: int = 4
@@ -120,68 +102,41 @@ class Args:
     """measure every so many steps how many places the policy reaches, where the player's place is known (0: never)"""
     coverage_steps: int = 8_000
     """agent steps of one such measurement, in 8 games side by side"""
-    checkpoint_interval: int = 20_000
-    """save checkpoint.pt about every so many steps, and at the end"""
-    resume: str | None = None
-    """go on from this checkpoint.pt, in its folder; its flags are the defaults then"""
-    runs_dir: str = "runs"
-    """folder of the runs"""
-    cuda: bool | Literal["auto"] = "auto"
-    """train on a GPU: auto (if there is one), True or False"""
-    torch_threads: int = 0
-    """CPU threads for the networks (0: PyTorch's choice); lower it when several runs share a machine"""
-    precision: Precision = "auto"
-    """arithmetic of the policy: bfloat16 or float32 (auto: bfloat16 on CUDA and on CPUs with instructions for it); novelty, a small
-    difference of networks, is always in float32"""
-
-
-MAY_DIFFER_ON_RESUME = {
-    "total_timesteps",
-    "coverage_interval",
-    "coverage_steps",
-    "checkpoint_interval",
-    "exp_name",
-    "resume",
-    "runs_dir",
-} | processes.SPEED_FLAGS
 
 
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
-    game_name(args.env_id)
+    check_games(args)
     processes.require_one_process(SCRIPT)
-    at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_frames_per_game", "memory_size", "num_neighbours")
-    at_least_one += ("intrinsic_minibatch", "coverage_steps", "checkpoint_interval", "max_lifelong")
-    not_negative = ("seed", "torch_threads", "learning_rate", "intrinsic_learning_rate", "coverage_interval")
-    processes.check_ranges(args, at_least_one, ("gamma", "gae_lambda", "repeat_action_probability"), not_negative)
-    batch_size = args.num_envs * args.num_steps
-    if batch_size % args.num_minibatches or batch_size // args.num_minibatches < 2:
-        raise InputError(
-            f"--num-minibatches {args.num_minibatches} must divide the {batch_size} steps of a rollout into parts of 2 or more."
-        )
+    at_least_one = ("num_steps", "num_minibatches", "update_epochs", "memory_size", "num_neighbours", "max_lifelong")
+    at_least_one += ("intrinsic_minibatch", "coverage_steps")
+    not_negative = ("learning_rate", "intrinsic_learning_rate", "coverage_interval")
+    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative)
+    processes.check_rollouts(args)
     if args.num_neighbours > args.memory_size:
-        raise InputError(f"--num-neighbours {args.num_neighbours}: the memory holds only --memory-size {args.memory_size} embeddings.")
+        held = f"the memory holds only --memory-size {args.memory_size} embeddings"
+        raise InputError(f"--num-neighbours {args.num_neighbours}: {held}.")
     if not 0 < args.predictor_share <= 1:
         raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
     if args.intrinsic == "rnd":
-        processes.require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
-    if args.total_timesteps < batch_size:
-        raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
-    processes.require_cuda(args)
+        require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all that was seen so far (Chan et al. 1979's rule for joining two samples), in double precision.
+    """Mean and variance of all that was seen so far (Chan et al. 1979's rule for joining two samples), in double
+    precision.
 
-    What was seen before never counts as more than `horizon` samples, so that it fades. Its numbers are buffers, so that they are in the
-    checkpoint.
+    What was seen before never counts as more than `horizon` samples, so that it fades. Its numbers are buffers, so that
+    they are in the checkpoint.
     """
 
     def __init__(self, shape: tuple[int, ...] = (), horizon: float = float("inf")):
         super().__init__()
         self.horizon = horizon
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))  # of the population; 1 as long as nothing was seen
+        self.register_buffer(
+            "var", torch.ones(shape, dtype=torch.float64)
+        )  # of the population; 1 as long as nothing was seen
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
@@ -199,10 +154,11 @@ class RunningMoments(nn.Module):
 
 
 class EpisodicMemory:
-    """Embeddings of what each environment's present game has shown, and how new another one is (NGU, section 2 and algorithm 1).
+    """Embeddings of what each environment's present game has shown, and how new another one is (NGU, section 2 and
+    algorithm 1).
 
-    The sum over the nearest neighbours is a kernel estimate of how often the like was seen in this game; one over its root is the usual
-    bonus for counts.
+    The sum over the nearest neighbours is a kernel estimate of how often the like was seen in this game; one over its
+    root is the usual bonus for counts.
     """
 
     def __init__(self, num_envs: int, size: int, features: int, num_neighbours: int, device: torch.device):
@@ -217,9 +173,10 @@ class EpisodicMemory:
     def novelty(self, embedding: torch.Tensor, distances: RunningMoments) -> torch.Tensor:
         """How new (num_envs, features) is in each environment's game: (num_envs,).
 
-        0 where the similarity is above MAX_SIMILARITY, as published; as each neighbour adds at most 1, this needs 64 neighbours and more.
-        Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: the first steps of each game would else look like the
-        newest of all, and ending games would pay. Updates `distances`, the running mean of squared distances to the neighbours.
+        0 where the similarity is above MAX_SIMILARITY, as published; as each neighbour adds at most 1, this needs 64
+        neighbours and more. Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: the first steps
+        of each game would else look like the newest of all, and ending games would pay. Updates `distances`, the
+        running mean of squared distances to the neighbours.
         """
         k, size = self.num_neighbours, self.embeddings.shape[1]
         held = self.visits.clamp(max=size)
@@ -237,8 +194,11 @@ class EpisodicMemory:
         return torch.where(known & (similarity <= MAX_SIMILARITY), 1 / similarity, 0.0)
 
     def add(self, embedding: torch.Tensor) -> None:
-        """Put one embedding per environment (num_envs, features) into the memories; the oldest goes where one is full."""
-        self.embeddings[torch.arange(len(embedding), device=embedding.device), self.visits % self.embeddings.shape[1]] = embedding
+        """Put one embedding per environment (num_envs, features) into the memories; the oldest goes where one is
+        full."""
+        self.embeddings[
+            torch.arange(len(embedding), device=embedding.device), self.visits % self.embeddings.shape[1]
+        ] = embedding
         self.visits += 1
 
 
@@ -251,25 +211,32 @@ class IntrinsicReward(nn.Module):
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
         self.args = args
-        # Embedded is what the player can influence: what tells which action was taken between one observation and the next (NGU, fig. 1)
+        # Embedded is what the player can influence: what tells which action was taken between one observation and the
+        # next (NGU, fig. 1)
         self.embedding = nature_cnn(4, 32)[:-1]  # without its last ReLU
-        self.inverse = nn.Sequential(layer_init(nn.Linear(64, 128)), nn.ReLU(), layer_init(nn.Linear(128, num_actions), 0.01))
+        self.inverse = nn.Sequential(
+            layer_init(nn.Linear(64, 128)), nn.ReLU(), layer_init(nn.Linear(128, num_actions), 0.01)
+        )
         # Lifelong novelty: what a trained network cannot yet say of a random one's output (RND, section 2.2)
         self.target = nature_cnn(1, 128)[:-1].requires_grad_(False)
         self.predictor = nature_cnn(1, 128)[:-1]
         self.pixels = RunningMoments((84, 84))
         self.errors, self.distances, self.returns = (RunningMoments(horizon=HORIZON) for _ in range(3))
-        self.register_buffer("discounted", torch.zeros(args.num_envs))  # sum of past intrinsic rewards of each environment, discounted
+        self.register_buffer(
+            "discounted", torch.zeros(args.num_envs)
+        )  # sum of past intrinsic rewards of each environment, discounted
         self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def whiten(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 (B, C, 84, 84) -> each pixel less its mean, over its standard deviation, in [-5, 5] (RND, section 2.4).
 
-        The embedding gets this, too (ours): what the player moves is small, and on plain pixels the inverse model does not find it in
-        the first 100,000 steps.
+        The embedding gets this, too (ours): what the player moves is small, and on plain pixels the inverse model does
+        not find it in the first 100,000 steps.
         """
         deviation = self.pixels.var.sqrt().clamp(min=1e-2).float()
-        return ((frames.to(torch.float32, memory_format=torch.channels_last) - self.pixels.mean.float()) / deviation).clamp(-5, 5)
+        return (
+            (frames.to(torch.float32, memory_format=torch.channels_last) - self.pixels.mean.float()) / deviation
+        ).clamp(-5, 5)
 
     def embed(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> embedding (B, 32): NGU's controllable state."""
@@ -285,13 +252,13 @@ class IntrinsicReward(nn.Module):
         """The rewards of one rollout; updates memory and running normalisations.
 
         Args:
-            obs: uint8 (num_steps + 1, num_envs, 4, 84, 84); step t is rewarded for what obs[t + 1] shows. Where a game ended with step t,
-                that is the next game's first observation, which starts its memory.
+            obs: uint8 (num_steps + 1, num_envs, 4, 84, 84); step t is rewarded for what obs[t + 1] shows. Where a game
+                ended with step t, that is the next game's first observation, which starts its memory.
             game_over: bool (num_steps, num_envs).
 
         Returns:
-            "reward" (num_steps, num_envs), normalised; "episodic" and "lifelong" of the same shape, as they were multiplied (with rnd
-            "lifelong" is the error itself).
+            "reward" (num_steps, num_envs), normalised; "episodic" and "lifelong" of the same shape, as they were
+            multiplied (with rnd "lifelong" is the error itself).
         """
         num_steps, num_envs = game_over.shape
         seen = obs[1:].flatten(0, 1)
@@ -301,7 +268,11 @@ class IntrinsicReward(nn.Module):
         if self.args.intrinsic == "rnd":
             lifelong, episodic = error, torch.ones_like(error)
         else:
-            lifelong = (1 + (error - self.errors.mean) / self.errors.var.sqrt().clamp(min=1e-8)).float().clamp(1, self.args.max_lifelong)
+            lifelong = (
+                (1 + (error - self.errors.mean) / self.errors.var.sqrt().clamp(min=1e-8))
+                .float()
+                .clamp(1, self.args.max_lifelong)
+            )
             embeddings = torch.cat([self.embed(part) for part in seen.split(256)]).view(num_steps, num_envs, -1)
             episodic = torch.zeros_like(error)
             for t in range(num_steps):
@@ -318,9 +289,15 @@ class IntrinsicReward(nn.Module):
         return {"reward": reward, "episodic": episodic, "lifelong": lifelong}
 
     def loss(
-        self, obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor, same_game: torch.Tensor, learns: torch.Tensor
+        self,
+        obs: torch.Tensor,
+        actions: torch.Tensor,
+        next_obs: torch.Tensor,
+        same_game: torch.Tensor,
+        learns: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """What the networks learn from: "predictor" (RND, section 2.2) and, with ngu, "inverse" (cross-entropy in nats), both ().
+        """What the networks learn from: "predictor" (RND, section 2.2) and, with ngu, "inverse" (cross-entropy in
+        nats), both ().
 
         Args:
             obs, next_obs: uint8 (B, 4, 84, 84), before and after the step; actions (B,).
@@ -335,69 +312,28 @@ class IntrinsicReward(nn.Module):
         return {"predictor": lifelong, "inverse": inverse}
 
 
-def coverage(act: Callable[[np.ndarray], np.ndarray], args: Args, stream: int) -> dict[str, list[int]]:
-    """How many different places (and rooms, if the game has some) are reached in `coverage_steps` steps of 8 games side by side.
-
-    Args:
-        act: uint8 (8, 4, 84, 84) -> actions (8,).
-        stream: number that tells apart the games of different measurements.
-
-    Returns:
-        "places", and perhaps "rooms": how many there were after the first step of all 8 games, the second, ...
-    """
-    where = list(POSITION[game_name(args.env_id)])
-    make = functools.partial(make_env, args.env_id, args.repeat_action_probability, args.max_frames_per_game)
-    envs = gym.vector.SyncVectorEnv([make] * 8, autoreset_mode=AutoresetMode.SAME_STEP)
-    obs, _ = envs.reset(seed=[int(seed) for seed in env_seeds(8, args.seed, 2, stream)])
-    seen: dict[str, set[bytes]] = {"places": set()} | ({"rooms": set()} if len(where) == 3 else {})
-    counts: dict[str, list[int]] = {what: [] for what in seen}
-    for _ in range(-(-args.coverage_steps // 8)):
-        obs, *_ = envs.step(act(obs))
-        places = [env.unwrapped.ale.getRAM()[where].tobytes() for env in envs.envs]
-        for what, found in seen.items():
-            found.update(places if what == "places" else (place[:1] for place in places))
-            counts[what].append(len(found))
-    envs.close()
-    return counts
-
-
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Agent:
-    """The pre-trained policy of a checkpoint of this script, ready to `act`. (`pretrained_dir` is for scripts that use stored models.)
+    """The pre-trained policy of a checkpoint of this script, ready to `act`. (`pretrained_dir` is for scripts that use
+    stored models.)
 
     Raises:
         InputError: no such file, damaged, or of another script.
     """
-    checkpoint = storage.load_checkpoint(path, SCRIPT)
-    args = storage.saved_args(path, Args, checkpoint["args"])
-    return Agent.with_weights(checkpoint["agent"], precision.to_play_in(args.precision, torch.device(device), path)).to(device).eval()
+    return agent_of(checkpoints.load_checkpoint(path, SCRIPT), torch.device(device), path)
 
 
-def main(args: Args) -> Path:
+def main(args: Args) -> Path | None:
     """Train, and return the run's folder."""
-    # Flags. Worker threads inherit how denormal numbers are treated when they are started, so that this is set before any computation
     check_args(args)
-    if args.torch_threads:
-        torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # fast: Adam's averages of weights without gradients fade to numbers that a CPU is slow at
-    processes.keep_freed_memory()  # fast: new pages cost more than the numbers in them
-
-    # Resume: the flags must be the checkpoint's, but for MAY_DIFFER_ON_RESUME
-    checkpoint = None
-    if args.resume:
-        checkpoint = storage.load_to_resume(Path(args.resume), SCRIPT, args, MAY_DIFFER_ON_RESUME)
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
-    args = replace(args, precision=precision.choose(args.precision, device))
+    run = Run(SCRIPT, args, game_name(args.env_id), MAY_DIFFER_ON_RESUME)
+    args, device = run.args, run.device
     batch_size = args.num_envs * args.num_steps
     num_iterations = -(-args.total_timesteps // batch_size)  # whole rollouts, at least as many steps as asked for
+    first_iteration, global_step, random_coverage = 1, 0, {}
+    episodic = args.intrinsic == "ngu" if args.episodic_return == "auto" else args.episodic_return
     if args.intrinsic == "ngu":
-        processes.require_memory(
-            args.num_envs * args.memory_size * 32 * 4, device, "the episodic memories", "lower --memory-size or --num-envs"
-        )
-    if checkpoint:
-        run_dir = Path(args.resume).resolve().parent
-        storage.require_writable(run_dir)
-    else:
-        run_dir = storage.new_run_dir(args.runs_dir, f"{game_name(args.env_id)}__{args.exp_name}__{args.seed}")
+        needed = args.num_envs * args.memory_size * 32 * 4
+        require_memory(needed, device, "the episodic memories", "lower --memory-size or --num-envs")
 
     # Set-up. Lives are not reported: a lost one is nothing that this policy knows of
     torch.manual_seed(args.seed)
@@ -405,66 +341,33 @@ def main(args: Args) -> Path:
     num_actions = int(envs.single_action_space.n)
     agent = Agent(num_actions, args.precision).to(device)
     intrinsic = IntrinsicReward(num_actions, args).to(device)
-    memory = EpisodicMemory(args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # fast: one kernel for all weights
+    memory = EpisodicMemory(
+        args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device
+    )
+    optimizer = torch.optim.Adam(
+        agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True
+    )  # fast: one kernel for all weights
     learning = [parameter for parameter in intrinsic.parameters() if parameter.requires_grad]
     intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)  # fast: the same
-    global_step, first_iteration, random_coverage = 0, 1, {}
-    last_games: deque[float] = deque(maxlen=100)  # raw scores, only reported
-    if checkpoint:
-        agent.load_state_dict(checkpoint["agent"])
-        intrinsic.load_state_dict(checkpoint["intrinsic"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        intrinsic_optimizer.load_state_dict(checkpoint["intrinsic_optimizer"])
-        processes.restore_random_state(checkpoint, args.seed)
-        global_step, first_iteration = checkpoint["global_step"], checkpoint["iteration"] + 1
-        last_games.extend(checkpoint["last_games"])
-
-    writer = SummaryWriter(str(run_dir), purge_step=global_step + 1 if checkpoint else None)  # drops what the checkpoint has not seen
-    if not checkpoint:
-        rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-
-    def save(iteration: int) -> None:
-        """There is no best.pt: what would be best is the game's score, which this script does not look at."""
-        storage.save(
-            {
-                "kind": "checkpoint",
-                "script": SCRIPT,
-                "args": asdict(args),
-                "iteration": iteration,
-                "global_step": global_step,
-                "agent": agent.state_dict(),
-                "intrinsic": intrinsic.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "intrinsic_optimizer": intrinsic_optimizer.state_dict(),
-                "rng_state": torch.get_rng_state(),
-                "last_games": list(last_games),
-            },
-            run_dir / "checkpoint.pt",
-        )
-
-    # The first Ctrl-C (or SIGTERM) ends the run after the iteration in hand, with a checkpoint; the second one ends it at once.
-    interrupted = threading.Event()
-
-    def on_interrupt(signum, frame):
-        print("\nstopping after this iteration, with a checkpoint (once more: stop now, without)", file=sys.stderr)
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    signal.signal(signal.SIGTERM, on_interrupt)
-
-    print(f"{SCRIPT}: {args.env_id}, {args.intrinsic}, {processes.describe_speed(args, device)}; {run_dir}")
+    if run.checkpoint:
+        agent.load_state_dict(run.checkpoint["agent"])
+        intrinsic.load_state_dict(run.checkpoint["intrinsic"])
+        optimizer.load_state_dict(run.checkpoint["optimizer"])
+        intrinsic_optimizer.load_state_dict(run.checkpoint["intrinsic_optimizer"])
+        first_iteration, global_step = run.checkpoint["iteration"] + 1, run.checkpoint["global_step"]
+    run.set_random_state()
+    run.start(num_iterations * batch_size, f"{args.env_id}, {args.intrinsic}")
     measures_coverage = args.coverage_interval > 0 and game_name(args.env_id) in POSITION
     if args.coverage_interval > 0 and not measures_coverage:
-        print(f"{SCRIPT}: where the player is in this game is not known, so that coverage is not measured (known: {', '.join(POSITION)})")
+        run.say(
+            f"{SCRIPT}: where the player is in this game is not known, so that coverage is not measured (known: "
+            f"{', '.join(POSITION)})"
+        )
     if measures_coverage:
         rng = np.random.default_rng(args.seed)
         random_coverage = coverage(lambda obs: rng.integers(num_actions, size=len(obs)), args, stream=0)
         found = " and ".join(f"{counts[-1]} {what}" for what, counts in random_coverage.items())
-        print(f"{SCRIPT}: random play reaches {found} in {args.coverage_steps:,} steps")
+        run.say(f"{SCRIPT}: random play reaches {found} in {args.coverage_steps:,} steps")
 
     # Storage of one rollout
     obs = torch.zeros((args.num_steps + 1, args.num_envs, 4, 84, 84), dtype=torch.uint8, device=device)
@@ -472,11 +375,14 @@ def main(args: Args) -> Path:
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
-    ends = torch.zeros((args.num_steps + 1, args.num_envs), device=device)  # 1 where a return must not go on from the step before
-    cut_values = torch.zeros((args.num_steps, args.num_envs), device=device)  # value of the last state of a game that was cut off there
-    episodic = args.intrinsic == "ngu" if args.episodic_return == "auto" else args.episodic_return
+    ends = torch.zeros(
+        (args.num_steps + 1, args.num_envs), device=device
+    )  # 1 where a return must not go on from the step before
+    cut_values = torch.zeros(
+        (args.num_steps, args.num_envs), device=device
+    )  # value of the last state of a game that was cut off there
 
-    if not checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
+    if not run.checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
         warm_up = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
         warm_up.reset(seed=env_seeds(args.num_envs, args.seed, 3))
         rng = np.random.default_rng([args.seed, 3])
@@ -487,18 +393,9 @@ def main(args: Args) -> Path:
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     first_obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
-    obs[0] = processes.to_device(first_obs, device)
+    obs[0] = to_device(first_obs, device)
     with torch.no_grad():
         memory.add(intrinsic.embed(obs[0]))
-
-    start_time, start_step = time.time(), global_step
-    progress = tqdm(
-        total=num_iterations * batch_size,
-        initial=global_step,
-        unit="step",
-        unit_scale=True,
-        **processes.BAR,
-    )
 
     for iteration in range(first_iteration, num_iterations + 1):
         remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
@@ -512,16 +409,20 @@ def main(args: Args) -> Path:
         for step in range(args.num_steps):
             forced[step] = torch.from_numpy(envs.forced)
             with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step], forced=forced[step])
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(
+                    obs[step], forced=forced[step]
+                )
             next_obs, _, terminated, truncated, info = envs.step(actions[step].cpu().numpy())
-            obs[step + 1] = processes.to_device(next_obs, device)
+            obs[step + 1] = to_device(next_obs, device)
             game_over[step] = torch.from_numpy(terminated | truncated)
             if episodic:
                 ends[step + 1] = game_over[step]
                 cut_off = np.flatnonzero(truncated & ~terminated)
                 if len(cut_off):  # the frame limit is no terminal: the old game's last state still has a value
                     with torch.no_grad():
-                        cut_values[step, cut_off] = agent.get_value(torch.as_tensor(info["final_obs"][cut_off], device=device))
+                        cut_values[step, cut_off] = agent.get_value(
+                            torch.as_tensor(info["final_obs"][cut_off], device=device)
+                        )
             finished += [(global_step + (step + 1) * args.num_envs, score, length) for score, length in info["games"]]
         global_step += batch_size
 
@@ -532,7 +433,9 @@ def main(args: Args) -> Path:
         with torch.no_grad():
             next_value = agent.get_value(obs[-1])
         to_go = rewards["reward"] + args.gamma * cut_values
-        advantages, returns = compute_advantages(to_go, values, ends[:-1], next_value, ends[-1], args.gamma, args.gae_lambda)
+        advantages, returns = compute_advantages(
+            to_go, values, ends[:-1], next_value, ends[-1], args.gamma, args.gae_lambda
+        )
 
         # Update
         b_obs, b_next_obs = obs[:-1].flatten(0, 1), obs[1:].flatten(0, 1)
@@ -573,59 +476,48 @@ def main(args: Args) -> Path:
                 clipfracs.append(logged["clipfrac"])
 
         # Log: the last minibatch's losses, the rollout's rewards
-        for step, episodic_return, episodic_length in finished:
-            last_games.append(episodic_return)
-            writer.add_scalar("charts/episodic_return", episodic_return, step)
-            writer.add_scalar("charts/episodic_length", episodic_length, step)
-        sps = (global_step - start_step) / (time.time() - start_time)
-        writer.add_scalar("charts/SPS", sps, global_step)
-        writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], global_step)
-        for name, value in (logged | {"clipfrac": torch.stack(clipfracs).mean()} | intrinsic_losses).items():
-            writer.add_scalar(f"losses/{name}", value.item(), global_step)
+        run.log_games(finished)
+        logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
+        run.log(global_step, {f"losses/{name}": value for name, value in (logged | intrinsic_losses).items()})
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
-        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
-        for name, value in rewards.items():
-            writer.add_scalar(f"intrinsic/{name}", value.mean().item(), global_step)
-        progress.update(batch_size)
-        progress.set_postfix_str(f"novelty {rewards['episodic'].mean():.2f} x {rewards['lifelong'].mean():.3g}", refresh=False)
+        run.log(global_step, {"losses/explained_variance": explained_variance})
+        run.log(global_step, {f"intrinsic/{name}": value.mean() for name, value in rewards.items()})
+        run.log(global_step, {"charts/learning_rate": optimizer.param_groups[0]["lr"]})
+        run.log(global_step, {"charts/SPS": run.steps_per_second(global_step)})
+        run.show(global_step, f"novelty {rewards['episodic'].mean():.2f} x {rewards['lifelong'].mean():.3g}")
 
-        # Coverage and checkpoint
-        stop = interrupted.is_set()
-        last = stop or iteration == num_iterations
+        # Coverage: how many places the policy reaches
+        last = iteration == num_iterations
         before = global_step - batch_size
-        if measures_coverage and (iteration == num_iterations or global_step // args.coverage_interval > before // args.coverage_interval):
+        if measures_coverage and (last or global_step // args.coverage_interval > before // args.coverage_interval):
             with torch.random.fork_rng():  # its draws are no part of the training
                 torch.manual_seed(args.seed)
                 reached = coverage(functools.partial(agent.act, greedy=False), args, stream=global_step)
             for what, counts in reached.items():
-                writer.add_scalar(f"coverage/{what}", counts[-1], global_step)
-                writer.add_scalar(f"coverage/{what}_random_play", random_coverage[what][-1], global_step)
-            found = ", ".join(f"{counts[-1]} {what} (random play: {random_coverage[what][-1]})" for what, counts in reached.items())
-            progress.write(f"step {global_step:,}: {found} in {args.coverage_steps:,} steps")
-        if last or global_step // args.checkpoint_interval > before // args.checkpoint_interval:
-            writer.flush()
-            save(iteration)
-        if stop:
+                run.log(global_step, {f"coverage/{what}": counts[-1]})
+                run.log(global_step, {f"coverage/{what}_random_play": random_coverage[what][-1]})
+            found = ", ".join(
+                f"{counts[-1]} {what} (random play: {random_coverage[what][-1]})" for what, counts in reached.items()
+            )
+            run.say(f"step {global_step:,}: {found} in {args.coverage_steps:,} steps")
+
+        # Save. There is no best.pt: what would be best is the game's score, which this script does not look at
+        if run.is_due(global_step):
+            run.save(
+                {
+                    "iteration": iteration,
+                    "agent": agent.state_dict(),
+                    "intrinsic": intrinsic.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "intrinsic_optimizer": intrinsic_optimizer.state_dict(),
+                }
+            )
+        if run.stopping:
             break
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    progress.close()
     envs.close()
-    writer.close()
-    games = f"the game's own score was {np.mean(last_games):.1f} over {len(last_games)} games" if last_games else "no game finished"
-    print(f"{'stopped' if stop else 'done'} at step {global_step:,}: {games}, {sps:,.0f} steps/s. {run_dir}/checkpoint.pt")
-    return run_dir
+    return run.close()
 
 
 if __name__ == "__main__":
-    try:
-        args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # the checkpoint's flags are the defaults
-            saved = storage.load_checkpoint(Path(args.resume), SCRIPT)["args"]
-            args = tyro.cli(Args, description=__doc__, default=replace(storage.saved_args(args.resume, Args, saved), resume=None))
-        main(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main, lambda: read_args(Args, __doc__, SCRIPT))

@@ -2,22 +2,24 @@
 
     python probe_encoders.py --env-id ALE/Pong-v5
 
-A model that encodes where the ball is lets a linear classifier read the ball's position off its embedding. The true positions are
-bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226, whose measure this is: weighted
-F1 on games that the probe was not trained on). Each stored model is compared with its own random initialisation.
+A model that encodes where the ball is lets a linear classifier read the ball's position off its embedding. The true
+positions are bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226,
+whose measure this is: weighted F1 on games that the probe was not trained on). Each stored model is compared with its
+    own random initialisation.
 
-What happens, in this order: play random games with the RAM beside each observation; embed all observations with each model; fit one
-linear classifier per variable on each set of features; print and store a table. The sets are: each model, trained and untrained; the raw
-pixels (the whole stack); all models side by side; and all but one, which shows what that one adds to the others.
+What happens, in this order: play random games with the RAM beside each observation; embed all observations with each
+model; fit one linear classifier per variable on each set of features; print and store a table. The sets are: each
+model, trained and untrained; the raw pixels (the whole stack); all models side by side; and all but one, which shows
+what that one adds to the others.
 
-The probe is a logistic regression (scikit-learn's) that has converged, on features of mean 0 and variance 1: on raw ones it ends where its
-optimiser is stopped, and the order of models may be another. Maps are pooled to at most 4,096 numbers, and what is longer than 512 numbers
-is projected on its 512 principal components, so that each set of features has equal room and five models take minutes. How strongly the
-weights are held small is chosen on a fifth of the games, for each set of features; another fifth judges. Observations that occur in
-training and in held-out games (the starts of games) are not taken out, as the published code does.
+The probe is a logistic regression (scikit-learn's) that has converged, on features of mean 0 and variance 1: on raw
+ones it ends where its optimiser is stopped, and the order of models may be another. Maps are pooled to at most 4,096
+numbers, and what is longer than 512 numbers is projected on its 512 principal components, so that each set of features
+has equal room and five models take minutes. How strongly the weights are held small is chosen on a fifth of the games,
+for each set of features; another fifth judges. Observations that occur in training and in held-out games (the starts of
+games) are not taken out, as the published code does.
 """
 
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,48 +29,21 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import tyro
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
-import processes
-import storage
-from atari import env_seeds, game_name, make_env
-from encoders import ENCODERS, load_encoder
-from storage import InputError
+from encoders import ENCODERS, PRETRAINED, load_encoder
+from environments.atari import game_name, make_env
+from environments.ram import VARIABLES
+from housekeeping import device as devices
+from housekeeping import files
+from housekeeping.flags import InputError, check_ranges, parse, start
+from housekeeping.run import BAR
+from housekeeping.seeds import env_seeds
 
-# RAM bytes by kind of thing (Anand et al. 2019, appendix)
-VARIABLES: dict[str, dict[str, dict[str, int]]] = {
-    "Pong": {
-        "ball": {"ball_x": 49, "ball_y": 54},
-        "player": {"player_x": 46, "player_y": 51},
-        "enemy": {"enemy_x": 45, "enemy_y": 50},
-        "score": {"enemy_score": 13, "player_score": 14},
-    },
-    "Breakout": {
-        "ball": {"ball_x": 99, "ball_y": 101},
-        "player": {"player_x": 72},
-        "score": {"blocks_hit": 77, "score": 84},
-    },
-    "MsPacman": {
-        "player": {"player_x": 10, "player_y": 16, "player_direction": 56},
-        "ghosts": {
-            "sue_x": 6,
-            "sue_y": 12,
-            "inky_x": 7,
-            "inky_y": 13,
-            "pinky_x": 8,
-            "pinky_y": 14,
-            "blinky_x": 9,
-            "blinky_y": 15,
-        },
-        "fruit": {"fruit_x": 11, "fruit_y": 17},
-        "score": {"dots_eaten": 119, "lives": 123},
-    },
-}
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
 COMPONENTS = 512  # longer features are projected on so many principal components
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C, the inverse of the penalty on the squared weights
@@ -77,6 +52,8 @@ MIN_ENTROPY = 0.6  # nats; a variable that varies less is left out (the publishe
 
 @dataclass
 class Args:
+    """probes"""
+
     env_id: str = "ALE/Pong-v5"
     """the game, a Gymnasium id"""
     encoders: tuple[str, ...] = ()
@@ -98,7 +75,8 @@ class Args:
 
 
 def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number of the game (n,).
+    """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number
+    of the game (n,).
 
     The vector environment has no RAM; a single one has, and shows the same pixels.
     """
@@ -106,7 +84,7 @@ def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.nd
     rng = np.random.default_rng(seed)
     observations, rams, games = [], [], []
     step, game, done = 0, -1, True
-    with tqdm(total=num_samples, unit="sample", desc="playing", **processes.BAR) as progress:
+    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
         while len(observations) < num_samples:
             if done:
                 game += 1
@@ -125,7 +103,8 @@ def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.nd
 
 @torch.no_grad()
 def embed(model: nn.Module, observations: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Embeddings (n, length) of observations (n, 4, 84, 84): vectors as they are, maps (C, H, W) average-pooled to a square grid."""
+    """Embeddings (n, length) of observations (n, 4, 84, 84): vectors as they are, maps (C, H, W) average-pooled to a
+    square grid."""
     parts = []
     for batch in torch.from_numpy(observations).split(64):
         z = model(batch.to(device))
@@ -136,7 +115,8 @@ def embed(model: nn.Module, observations: np.ndarray, device: torch.device) -> t
 
 
 def prepare(features: torch.Tensor, train: np.ndarray, seed: int) -> np.ndarray:
-    """Features (n, length) -> (n, at most COMPONENTS) of mean 0 and variance 1 over the training observations; long ones are projected.
+    """Features (n, length) -> (n, at most COMPONENTS) of mean 0 and variance 1 over the training observations; long
+    ones are projected.
 
     Numbers that never vary in training are left out.
     """
@@ -146,26 +126,33 @@ def prepare(features: torch.Tensor, train: np.ndarray, seed: int) -> np.ndarray:
     if x.shape[1] > COMPONENTS:
         components = min(COMPONENTS, int(train.sum()))
         x = PCA(components, svd_solver="randomized", random_state=seed).fit(x[train]).transform(x)
-        x = x / np.sqrt(np.square(x[train]).sum(axis=1).mean() / components)  # one scale for all: the first components stay the larger ones
+        x = x / np.sqrt(
+            np.square(x[train]).sum(axis=1).mean() / components
+        )  # one scale for all: the first components stay the larger ones
     return x
 
 
 def probe(
     x: np.ndarray, labels: dict[str, np.ndarray], train: np.ndarray, validation: np.ndarray, test: np.ndarray
 ) -> tuple[dict[str, tuple[float, float]], float]:
-    """Fit logistic regressions on features x (n, length), choose their strength on validation games, and judge them on others.
+    """Fit logistic regressions on features x (n, length), choose their strength on validation games, and judge them on
+    others.
 
     Args:
         labels: RAM bytes (n,) of each variable.
-        train, validation, test: bool (n,), which observations fit the probe, choose its strength, and judge it. For the judgement it is
-            fitted on the first two together.
+        train, validation, test: bool (n,), which observations fit the probe, choose its strength, and judge it. For the
+            judgement it is fitted on the first two together.
 
     Returns:
         for each variable its weighted F1 and its accuracy; and the strength chosen, one for all variables.
     """
 
-    def fitted(values: np.ndarray, strength: float, fit: np.ndarray, before: LogisticRegression | None = None) -> LogisticRegression:
-        model = before or LogisticRegression(max_iter=1000, tol=1e-3, warm_start=True)  # fast: from the last strength's weights on
+    def fitted(
+        values: np.ndarray, strength: float, fit: np.ndarray, before: LogisticRegression | None = None
+    ) -> LogisticRegression:
+        model = before or LogisticRegression(
+            max_iter=1000, tol=1e-3, warm_start=True
+        )  # fast: from the last strength's weights on
         return model.set_params(C=strength).fit(x[fit], values[fit])
 
     def scores(model: LogisticRegression, values: np.ndarray, judge: np.ndarray) -> tuple[float, float]:
@@ -182,7 +169,9 @@ def probe(
                 model = fitted(values, strength, train, model)
                 f1[strength].append(scores(model, values, validation)[0])
         best = max(STRENGTHS, key=lambda strength: np.mean(f1[strength]))
-        return {name: scores(fitted(values, best, train | validation), values, test) for name, values in labels.items()}, best
+        return {
+            name: scores(fitted(values, best, train | validation), values, test) for name, values in labels.items()
+        }, best
 
 
 def entropy(values: np.ndarray) -> float:
@@ -193,20 +182,23 @@ def entropy(values: np.ndarray) -> float:
 
 def main(args: Args) -> None:
     game = game_name(args.env_id)
-    processes.check_ranges(args, ("num_samples", "every"), not_negative=("seed", "torch_threads"))
-    folder = Path(args.pretrained_dir or storage.PRETRAINED) / game
+    check_ranges(args, ("num_samples", "every"), not_negative=("seed", "torch_threads"))
+    folder = Path(args.pretrained_dir or PRETRAINED) / game
     if game not in VARIABLES:
         raise InputError(
-            f"--env-id {args.env_id}: no RAM bytes are known for it here; the games that can be probed are {', '.join(VARIABLES)}."
+            f"--env-id {args.env_id}: no RAM bytes are known for it here; the games that can be probed are "
+            f"{', '.join(VARIABLES)}."
         )
     names = args.encoders or tuple(name for name in ENCODERS if (folder / f"{name}.pt").exists())
     if not names:
-        raise InputError(f"{folder}: no stored models; make them with python pretrain_encoders.py --env-id {args.env_id}")
-    processes.require_cuda(args)
-    device = torch.device("cuda" if processes.on_cuda(args.cuda) else "cpu")
+        raise InputError(
+            f"{folder}: no stored models; make them with python pretrain_encoders.py --env-id {args.env_id}"
+        )
+    devices.require_cuda(args)
+    device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
     models = {name: load_encoder(folder / f"{name}.pt", device, game) for name in names}
     output = Path(args.output.replace("<Game>", game))
-    storage.require_writable(output.parent)
+    files.require_writable(output.parent)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
 
@@ -214,7 +206,8 @@ def main(args: Args) -> None:
     num_games = int(games[-1]) + 1
     if num_games < 3:
         raise InputError(
-            f"--num-samples {args.num_samples} with --every {args.every} ends within {num_games} game(s), and a probe needs three: to be "
+            f"--num-samples {args.num_samples} with --every {args.every} ends within {num_games} game(s), and a "
+            "probe needs three: to be "
             "fitted, to choose its strength and to be judged; raise them."
         )
     part = max(1, num_games // 5)
@@ -223,11 +216,14 @@ def main(args: Args) -> None:
     labels = {name: rams[:, byte] for kind in VARIABLES[game].values() for name, byte in kind.items()}
     labels = {name: values for name, values in labels.items() if entropy(values) >= MIN_ENTROPY}
     if not labels:
-        raise InputError(f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it.")
+        raise InputError(
+            f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it."
+        )
     kinds = {kind: [name for name in variables if name in labels] for kind, variables in VARIABLES[game].items()}
     kinds = {kind: variables for kind, variables in kinds.items() if variables}
     print(
-        f"{len(games):,} observations of {num_games} games, {validation.sum():,} of them to choose the probes' strength, {test.sum():,} to "
+        f"{len(games):,} observations of {num_games} games, {validation.sum():,} of them to choose the probes' "
+        f"strength, {test.sum():,} to "
         f"judge; variables: {', '.join(labels)}"
     )
 
@@ -236,10 +232,20 @@ def main(args: Args) -> None:
     def judge(features: torch.Tensor, what: str, weights: str) -> float:
         """Probe one set of features, add a row to the table, and return its mean F1."""
         scores, strength = probe(prepare(features, train, args.seed), labels, train, validation, test)
-        row = {"features": what, "weights": weights, "length": features.shape[1], "strength": f"{strength:g}", "adds": ""}
-        f1 = {kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()}
+        row = {
+            "features": what,
+            "weights": weights,
+            "length": features.shape[1],
+            "strength": f"{strength:g}",
+            "adds": "",
+        }
+        f1 = {
+            kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()
+        }
         row |= {f"f1_{kind}": value for kind, value in f1.items()} | {"f1_mean": float(np.mean(list(f1.values())))}
-        row["accuracy_mean"] = float(np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()]))
+        row["accuracy_mean"] = float(
+            np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()])
+        )
         rows.append(row)
         numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         print(f"{what:<{width}}  {weights:<9}  {row['length']:>6} numbers  {numbers}", flush=True)
@@ -268,14 +274,9 @@ def main(args: Args) -> None:
             "what each model adds to the mean F1 of the others: "
             + ", ".join(f"{row['features'][8:]} {row['adds']:+.3f}" for row in rows if row["adds"] != "")
         )
-    storage.write_csv(output, rows, ".4f")
+    files.write_csv(output, rows, ".4f")
     print(f"stored in {output}")
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main, lambda: parse(Args, __doc__))

@@ -3,9 +3,9 @@
     python -m benchmark.coverage --checkpoint runs/<run_name>/checkpoint.pt        # one policy per game
     python -m benchmark.coverage                                                   # the plot again, from the CSVs
 
-Counts different places (bytes of the console's memory, see pretrain_policy_atari.py), in two ways: in each of some whole games, as
-Never Give Up's reward sees them, whose memory is of one game; and in equal numbers of steps, by 8 games side by side, whatever ends
-meanwhile. The policy's actions are drawn, as they are when it helps another agent.
+Counts different places (bytes of the console's memory, see pretrain_policy_atari.py), in two ways: in each of some
+whole games, as Never Give Up's reward sees them, whose memory is of one game; and in equal numbers of steps, by 8 games
+side by side, whatever ends meanwhile. The policy's actions are drawn, as they are when it helps another agent.
 """
 
 import sys
@@ -24,10 +24,10 @@ import torch
 import tyro
 
 import pretrain_policy_atari
-import storage
-from atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env
+from housekeeping import files as storage
+from environments.atari import MAX_FRAMES_PER_GAME, env_seeds, game_name, make_env
 from pretrain_policy_atari import POSITION, coverage
-from storage import InputError
+from housekeeping.flags import InputError
 
 
 @dataclass
@@ -49,7 +49,11 @@ class Args:
 
 
 def whole_games(
-    act: Callable[[np.ndarray], np.ndarray], env_id: str, seeds: np.ndarray, max_frames_per_game: int, sticky: float = 0.0
+    act: Callable[[np.ndarray], np.ndarray],
+    env_id: str,
+    seeds: np.ndarray,
+    max_frames_per_game: int,
+    sticky: float = 0.0,
 ) -> list[dict[str, int]]:
     """Play one game per seed, side by side, and count each one's places.
 
@@ -88,7 +92,10 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
     num_actions = int(make_env(env_id).action_space.n)
     sticky = checkpoint["args"]["repeat_action_probability"]
     flags = pretrain_policy_atari.Args(
-        env_id=env_id, coverage_steps=args.steps, max_frames_per_game=args.max_frames_per_game, repeat_action_probability=sticky
+        env_id=env_id,
+        coverage_steps=args.steps,
+        max_frames_per_game=args.max_frames_per_game,
+        repeat_action_probability=sticky,
     )
     by_game, by_steps = [], []
     for number in range(args.sets + 1):  # the last one is the whole games
@@ -101,18 +108,25 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
         for who, act in players.items():
             about = {"game": game, "who": who, "trained_steps": trained if who == "policy" else 0}
             if number == args.sets:
-                found = whole_games(act, env_id, env_seeds(args.games, 1, 2, 1_000_000_006), args.max_frames_per_game, sticky)
+                found = whole_games(
+                    act, env_id, env_seeds(args.games, 1, 2, 1_000_000_006), args.max_frames_per_game, sticky
+                )
                 by_game += [about | {"number": i} | row for i, row in enumerate(found)]
                 continue
             counts = coverage(act, flags, stream=1_000_000_007 + number)
             for i in range(args.every // 8 - 1, len(counts["places"]), args.every // 8):
-                by_steps.append(about | {"set": number, "steps": (i + 1) * 8} | {what: values[i] for what, values in counts.items()})
-            print(f"{game}, set {number}, {who}: {', '.join(f'{v[-1]} {what}' for what, v in counts.items())}", flush=True)
+                by_steps.append(
+                    about | {"set": number, "steps": (i + 1) * 8} | {what: values[i] for what, values in counts.items()}
+                )
+            print(
+                f"{game}, set {number}, {who}: {', '.join(f'{v[-1]} {what}' for what, v in counts.items())}", flush=True
+            )
     return by_game, by_steps
 
 
 def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """A row per game and player: places in a whole game, with Student's 95% interval, and in equal steps, with the range over sets."""
+    """A row per game and player: places in a whole game, with Student's 95% interval, and in equal steps, with the
+    range over sets."""
     rows = []
     for game, who in dict.fromkeys((row["game"], row["who"]) for row in by_game):
         mine = [row for row in by_game if (row["game"], row["who"]) == (game, who)]
@@ -124,13 +138,20 @@ def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> li
         row = {"game": game, "player": who, "trained steps": int(mine[0]["trained_steps"]), "games": len(mine)}
         row |= {"steps of a game": lengths.mean(), "places in a game": places.mean(), "from": low, "to": high}
         row |= {"rooms": max(int(row["rooms"]) for row in mine) if mine[0].get("rooms") else None}
-        row |= {"equal steps": most, "sets": len(last), "places in them": np.mean(last), "fewest": min(last), "most": max(last)}
+        row |= {
+            "equal steps": most,
+            "sets": len(last),
+            "places in them": np.mean(last),
+            "fewest": min(last),
+            "most": max(last),
+        }
         rows.append(row)
     return rows
 
 
 def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], rows: list[dict[str, Any]], path: Path) -> None:
-    """A row per game: places of each whole game, with mean and interval (the summary's); places in equal steps, with their range."""
+    """A row per game: places of each whole game, with mean and interval (the summary's); places in equal steps, with
+    their range."""
     found = {(row["game"], row["player"]): row for row in rows}
     names = list(dict.fromkeys(row["game"] for row in by_game))
     figure, axes = plt.subplots(len(names), 2, figsize=(10, 4.2 * len(names)), layout="constrained", squeeze=False)
@@ -139,15 +160,30 @@ def plot(by_game: list[dict[str, str]], by_steps: list[dict[str, str]], rows: li
         for number, who in enumerate(dict.fromkeys(row["who"] for row in by_game)):
             mine = [row for row in by_game if (row["game"], row["who"]) == (game, who)]
             places, row = [float(row["places"]) for row in mine], found[game, who]
-            left.plot(number + rng.uniform(-0.12, 0.12, len(places)), places, "o", color=f"C{number}", alpha=0.4, markeredgewidth=0)
+            left.plot(
+                number + rng.uniform(-0.12, 0.12, len(places)),
+                places,
+                "o",
+                color=f"C{number}",
+                alpha=0.4,
+                markeredgewidth=0,
+            )
             mean = row["places in a game"]
-            left.errorbar(number + 0.25, mean, [[mean - row["from"]], [row["to"] - mean]], fmt="s", color=f"C{number}", capsize=4)
+            left.errorbar(
+                number + 0.25, mean, [[mean - row["from"]], [row["to"] - mean]], fmt="s", color=f"C{number}", capsize=4
+            )
             sets = dict.fromkeys(row["set"] for row in by_steps if (row["game"], row["who"]) == (game, who))
-            of_sets = [[row for row in by_steps if (row["game"], row["who"], row["set"]) == (game, who, one)] for one in sets]
+            of_sets = [
+                [row for row in by_steps if (row["game"], row["who"], row["set"]) == (game, who, one)] for one in sets
+            ]
             counts = np.array([[int(row["places"]) for row in rows] for rows in of_sets])
             steps = [int(row["steps"]) for row in of_sets[0]]
-            right.plot(steps, counts.mean(axis=0), color=f"C{number}", label=f"{who} (mean and range of {len(sets)} sets)")
-            right.fill_between(steps, counts.min(axis=0), counts.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
+            right.plot(
+                steps, counts.mean(axis=0), color=f"C{number}", label=f"{who} (mean and range of {len(sets)} sets)"
+            )
+            right.fill_between(
+                steps, counts.min(axis=0), counts.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0
+            )
         left.set_xticks([0, 1], ["random play", f"policy ({found[game, 'policy']['trained steps']:,} steps)"])
         left.set_xlim(-0.5, 1.5)
         left.set_ylabel("different places")
@@ -168,11 +204,15 @@ def main(args: Args) -> None:
     for path in args.checkpoint:
         env_id = storage.load(Path(path), "checkpoint")["args"]["env_id"]
         if game_name(env_id) not in POSITION:
-            raise InputError(f"{path}: it plays {env_id}, where no place is known; the games with places are {', '.join(POSITION)}.")
+            raise InputError(
+                f"{path}: it plays {env_id}, where no place is known; the games with places are {', '.join(POSITION)}."
+            )
         if policies.setdefault(env_id, path) != path:
             raise InputError(f"{path}: it plays {env_id}, as {policies[env_id]} does; give one policy per game.")
     if min(args.games, args.sets) < 2 or args.steps < args.every or args.every < 8:
-        raise InputError("--games and --sets must be at least 2, --every at least 8, and --steps at least as many as --every.")
+        raise InputError(
+            "--games and --sets must be at least 2, --every at least 8, and --steps at least as many as --every."
+        )
     if args.checkpoint:
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
@@ -185,8 +225,14 @@ def main(args: Args) -> None:
     for row in rows:
         rooms = "" if row["rooms"] is None else f", at most {row['rooms']} room(s)"
         places = f"{row['places in a game']:.0f} places in a game ({row['from']:.0f} to {row['to']:.0f})"
-        print(f"{row['game']}, {row['player']}: {places} in {row['games']} games of {row['steps of a game']:.0f} steps{rooms}")
-        print(f"  {row['places in them']:.0f} places in {row['equal steps']:,} steps of 8 games ({row['fewest']} to {row['most']})")
+        print(
+            f"{row['game']}, {row['player']}: {places} in {row['games']} games of {row['steps of a game']:.0f} "
+            f"steps{rooms}"
+        )
+        print(
+            f"  {row['places in them']:.0f} places in {row['equal steps']:,} steps of 8 games ({row['fewest']} "
+            f"to {row['most']})"
+        )
     plot(by_game, by_steps, rows, Path(f"{args.output}.png"))
     print(f"{games_path}, {steps_path} and {args.output}.png")
 

@@ -1,26 +1,27 @@
 """Tables and plots of the runs that are finished (`Snakefile`).
 
-    python -m benchmark.report benchmark/experiments/modes_small.toml   # this experiment's
-    python -m benchmark.report                                          # all of them, and their tables in the README and the pages
+    python -m benchmark.report benchmark/experiments/modes_small.toml      # this experiment's
+    python -m benchmark.report                            # all experiments', and the tables in the README and the pages
 
-For each game: learning curves against steps and against time, evaluations while training included, and a table of final scores. A score
-is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at each game, of the tenth before it),
-and that of its evaluation games where the experiment asks for them. Each run's score is shown, and over 5 runs and more the interval at 95%
-of rliable's bootstrap (percentiles; of fewer it is little more than their range) of their mean, or, called IQM, of their interquartile
-mean where there are at least 8 (Agarwal et al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in
-evaluate.py.
+For each game: learning curves against steps and against time, evaluations while training included, and a table of final
+scores. A score is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at
+each game, of the tenth before it), and that of its evaluation games where the experiment asks for them. Each run's
+score is shown, and over 5 runs and more the interval at 95% of rliable's bootstrap (percentiles; of fewer it is little
+more than their range) of their mean, or, called IQM, of their interquartile mean where there are at least 8 (Agarwal et
+al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
 
-A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth of each run, and over
-runs.
+A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth
+of each run, and over runs.
 
-What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row per variation,
-and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of the games. Of an agent's weights
-over a game (--attention): a row per model. Where suites of several seeds were played, another table has their means.
+What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row
+per variation, and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of
+the games. Of an agent's weights over a game (--attention): a row per model. Where suites of several seeds were played,
+another table has their means.
 
-In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`, `attention.csv`
-and `curves_<Game>.png`; without arguments also the tables in README.md, benchmark/README.md and docs/*.md: everything between
-`<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's or one of those in `marked_table`: what the other scripts in
-benchmark/, probe_encoders.py and evaluate.py have stored.
+In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`,
+`attention.csv` and `curves_<Game>.png`; without arguments also the tables in README.md, benchmark/README.md and
+docs/*.md: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's or one of
+those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
 
 import functools
@@ -43,11 +44,11 @@ from rliable import library as rly
 from rliable import metrics
 
 import evaluate
-import storage
 from benchmark import coverage
 from benchmark.runs import EXPERIMENTS, RESULTS, ROOT, Run, read_experiment, write_atomically
 from encoders import load_encoder
-from storage import InputError
+from housekeeping import files
+from housekeeping.flags import InputError
 
 BENCHMARK = ROOT / "benchmark"
 ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
@@ -78,7 +79,8 @@ def markdown(table: pd.DataFrame) -> str:
 def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.ndarray:
     """At each game, the mean score of the games that ended in the `window` steps up to its end.
 
-    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another time in each run.
+    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another
+    time in each run.
 
     Args:
         steps: agent step at which each game ended, rising (games,).
@@ -107,13 +109,17 @@ def read_games(runs: list[Run], results_dir: Path) -> pd.DataFrame:
 
 
 def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there are too few."""
+    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there
+    are too few.
+    """
     aggregate = metrics.aggregate_iqm if len(values) >= ENOUGH_FOR_IQM else metrics.aggregate_mean
     scores = np.asarray(values, dtype=float)[:, None]  # rliable: runs by tasks
     if len(values) < ENOUGH_FOR_AN_INTERVAL or np.ptp(values) == 0:
         return float(aggregate(scores)), float("nan"), float("nan")
     np.random.seed(0)  # rliable draws from the global generator, whatever its random_state
-    centre, interval = rly.get_interval_estimates({"runs": scores}, lambda drawn: np.array([aggregate(drawn)]), reps=10_000)
+    centre, interval = rly.get_interval_estimates(
+        {"runs": scores}, lambda drawn: np.array([aggregate(drawn)]), reps=10_000
+    )
     return float(centre["runs"][0]), *(float(bound) for bound in interval["runs"][:, 0])
 
 
@@ -121,7 +127,10 @@ def scores_said(name: str, values: list[float]) -> dict[str, str]:
     """Cells on some runs' scores: their centre, its interval, and each one's."""
     centre, low, high = centre_and_interval(np.array(values)) if values else (np.nan,) * 3
     iqm = " (IQM)" if len(values) >= ENOUGH_FOR_IQM else ""
-    cells = {name: f"{centre:.1f}{iqm}" if values else "", f"{name}: 95%": "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"}
+    cells = {
+        name: f"{centre:.1f}{iqm}" if values else "",
+        f"{name}: 95%": "" if np.isnan(low) else f"{low:.1f} to {high:.1f}",
+    }
     return cells | {f"{name}: each seed": " ".join(f"{value:.1f}" for value in values)}
 
 
@@ -144,7 +153,9 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
             row["games in the last tenth"] = " ".join(map(str, in_the_end))
             row |= scores_said("last tenth of training", list(ends.curve))
             row |= scores_said("evaluation", list(evaluated["mean"]) if len(evaluated) else [])
-            row["evaluation: games"] = games_said(*evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
+            row["evaluation: games"] = (
+                games_said(*evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
+            )
             row["minutes"] = f"{ends.seconds.mean() / 60:.0f}"
             published = ends.run.iloc[0].published
             rows.append(row | {"published": "" if published is None else f"{published:g}"})
@@ -152,7 +163,9 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
 
 
 def end_of(logged: pd.DataFrame) -> pd.Series:
-    """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged then."""
+    """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged
+    then.
+    """
     return logged[logged.step > (1 - END) * logged.step.max()].groupby("tag")["mean"].mean()
 
 
@@ -166,7 +179,9 @@ def logged_table(runs: list[Run], results_dir: Path) -> pd.DataFrame:
     if not found:
         return pd.DataFrame()
     rows = pd.concat(found)
-    means = rows.pivot_table(index=["game", "arm"], columns="tag", values="mean").reindex(pd.MultiIndex.from_frame(rows[["game", "arm"]]).unique())
+    means = rows.pivot_table(index=["game", "arm"], columns="tag", values="mean").reindex(
+        pd.MultiIndex.from_frame(rows[["game", "arm"]]).unique()
+    )
     return means.round(6).apply(text, form=".3g").reset_index()  # rounded: 1e-7, one model's entropy, is 0
 
 
@@ -176,14 +191,18 @@ def logged_table(runs: list[Run], results_dir: Path) -> pd.DataFrame:
 def files_of_chains(runs: list[Run], results_dir: Path, name: str) -> list[tuple[int, Path]]:
     """The files of this name that finished chains of steps have left, each with its chain's seed."""
     chains = [run for run in runs if not run.trains and run.is_finished(results_dir)]
-    return [(run.seed, path) for run in chains for path in sorted((results_dir / run.experiment / run.name).rglob(name))]
+    return [
+        (run.seed, path) for run in chains for path in sorted((results_dir / run.experiment / run.name).rglob(name))
+    ]
 
 
 def suite_table(found: pd.DataFrame) -> pd.DataFrame:
     """A row per game, seed and variation, with all agents beside each other."""
     keys = ["game", "seed", "variation"]
     order = pd.MultiIndex.from_frame(found[keys].drop_duplicates())
-    found = found.drop_duplicates([*keys, "agent"], keep="last").set_index(keys)  # two chains may have played the same random games
+    found = found.drop_duplicates([*keys, "agent"], keep="last").set_index(
+        keys
+    )  # two chains may have played the same random games
     cells = pd.DataFrame({"": text(found["mean"], ".1f")})
     cells[": 95%"] = (text(found.ci_low, ".1f") + " to " + text(found.ci_high, ".1f")).where(found.ci_low.notna(), "")
     cells[": relative"] = text(found.relative, "z.2f")
@@ -197,7 +216,8 @@ def suite_table(found: pd.DataFrame) -> pd.DataFrame:
 def suite_over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     """Where there are several seeds: one row per game and variation, with each agent's means, and those of each seed.
 
-    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left out of the mean.
+    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left out
+    of the mean.
     """
     if found.seed.nunique() == 1:
         return pd.DataFrame()
@@ -230,9 +250,14 @@ def attention_table(found: list[tuple[int, Path]]) -> pd.DataFrame:
 
 
 def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
-    """What an experiment has found so far, where it has: the "table" of its training runs, what they "logged", suites, "attention"."""
+    """What an experiment has found so far, where it has: the "table" of its training runs, what they "logged", suites,
+    "attention".
+    """
     games = read_games(runs, results_dir)
-    found = {"table": score_table(games, results_dir) if len(games) else games, "logged": logged_table(runs, results_dir)}
+    found = {
+        "table": score_table(games, results_dir) if len(games) else games,
+        "logged": logged_table(runs, results_dir),
+    }
     suites = [pd.read_csv(path).assign(seed=seed) for seed, path in files_of_chains(runs, results_dir, "results.csv")]
     if suites:
         found |= {"suite_over_seeds": suite_over_seeds(pd.concat(suites)), "suite": suite_table(pd.concat(suites))}
@@ -241,7 +266,9 @@ def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
 
 
 def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth of the run") -> None:
-    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the seeds' minutes."""
+    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the
+    seeds' minutes.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for number, (arm, of_arm) in enumerate(games.groupby("arm", sort=False)):
         mine = [one for _, one in of_arm.groupby("seed", sort=False)]
@@ -253,7 +280,9 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
                 axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True):
+    for axis, label in zip(
+        axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"raw score, mean {said}")
@@ -268,33 +297,57 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
 
 
 def throughput_table() -> str:
-    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to start."""
+    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to
+    start.
+    """
     stored = json.loads((BENCHMARK / "throughput.json").read_text())
     rows = pd.DataFrame(stored["rows"])
-    table = pd.DataFrame({"case": rows.kind + ": " + rows.case, "precision": rows.precision, "steps/s": text(rows.steps_per_second, ".3g")})
+    table = pd.DataFrame(
+        {
+            "case": rows.kind + ": " + rows.case,
+            "precision": rows.precision,
+            "steps/s": text(rows.steps_per_second, ".3g"),
+        }
+    )
     table["times plain"], table["of script"] = text(rows.times_plain, ".2f"), text(rows.of_script, ".2f")
     table["slowest to fastest"] = text(rows.slowest, ".3g") + " to " + text(rows.fastest, ".3g")
     for phase in ("emulation", "frozen_models", "policy", "update"):
         table[phase.replace("_", " ")] = text(rows[f"share_{phase}"], ".0%")
     about, settings = stored["machine"], stored["settings"]
-    where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"
-    starts = (f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s" for script, seconds in stored["start_up_seconds"].items())
-    measured = f"{where}, {settings['rounds']} rounds: the median, and the slowest and the fastest."
-    return f"{markdown(table)}\n\n{measured} From the command to the end of a run of one step, three times each: {', '.join(starts)}."
+    where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}"
+    where += f"; {settings['num_envs']} games, {settings['rounds']} rounds: the median, and the slowest and the fastest."
+    starts = (
+        f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s"
+        for script, seconds in stored["start_up_seconds"].items()
+    )
+    said = f"From the command to the end of a run of one step, three times each: {', '.join(starts)}."
+    return f"{markdown(table)}
+
+{where} {said}"
 
 
 def denormals_table() -> str:
     """What flushing denormal numbers saved, in the runs of benchmark/denormals.csv."""
     rows = pd.read_csv(BENCHMARK / "denormals.csv")
-    table = pd.DataFrame({"run of": "`" + rows.script + ".py`", "steps": text(rows.step, ","), "denormal": text(rows.denormal_share, ".0%")})
+    table = pd.DataFrame(
+        {
+            "run of": "`" + rows.script + ".py`",
+            "steps": text(rows.step, ","),
+            "denormal": text(rows.denormal_share, ".0%"),
+        }
+    )
     table["Adam's step (ms)"], table["flushed (ms)"] = text(rows.plain_ms, ".1f"), text(rows.flushed_ms, ".1f")
     return markdown(table.assign(**{"times as fast": text(rows.times_as_fast, ".1f")}))
 
 
 def old_curves() -> pd.DataFrame:
-    """The games of benchmark/pong_learning_curves.csv, runs that no experiment's file has, as `read_games` gives them."""
+    """The games of benchmark/pong_learning_curves.csv, runs that no experiment's file has, as `read_games` gives them.
+    """
     games = pd.read_csv(BENCHMARK / "pong_learning_curves.csv").rename(columns={"label": "arm"}).assign(seed=1)
-    curves = [running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW) for _, one in games.groupby("arm", sort=False)]
+    curves = [
+        running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW)
+        for _, one in games.groupby("arm", sort=False)
+    ]
     return games.assign(curve=np.concatenate(curves))
 
 
@@ -303,7 +356,12 @@ def curves_table() -> str:
     logged, rows = pd.read_csv(BENCHMARK / "pong_learning_curves_logged.csv"), []
     for label, games in old_curves().groupby("arm", sort=False):
         last, of_end = games.iloc[-1], end_of(logged[logged.label == label])
-        row = {"run": label, "last game at step": f"{last.step:,}", "games": str(len(games)), f"last {WINDOW:,} steps": f"{last.curve:.1f}"}
+        row = {
+            "run": label,
+            "last game at step": f"{last.step:,}",
+            "games": str(len(games)),
+            f"last {WINDOW:,} steps": f"{last.curve:.1f}",
+        }
         row |= {"minutes": f"{last.seconds / 60:.0f}"}
         tags = ("weights/state_representation", "weights/entropy", "weights/dead_scores")
         rows.append(row | {tag: f"{of_end[tag]:.2f}" if tag in of_end else "" for tag in tags})
@@ -312,19 +370,26 @@ def curves_table() -> str:
 
 def coverage_table() -> str:
     """How many places benchmark/coverage.py has counted."""
-    found = coverage.summary(*(storage.read_csv(BENCHMARK / f"coverage_{what}.csv") for what in ("games", "steps")))
+    found = coverage.summary(*(files.read_csv(BENCHMARK / f"coverage_{what}.csv") for what in ("games", "steps")))
     rows = []
     for row in found:
-        cells = {"game": row["game"], "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else "")}
+        cells = {
+            "game": row["game"],
+            "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else ""),
+        }
         cells |= {"games": str(row["games"]), "steps of a game": f"{row['steps of a game']:.0f}"}
         cells |= {"places in a game": f"{row['places in a game']:.0f}", "95%": f"{row['from']:.0f} to {row['to']:.0f}"}
-        cells |= {"rooms": str(row["rooms"] or ""), f"places in {row['equal steps']:,} steps": f"{row['places in them']:.0f}"}
+        cells |= {
+            "rooms": str(row["rooms"] or ""),
+            f"places in {row['equal steps']:,} steps": f"{row['places in them']:.0f}",
+        }
         rows.append(cells | {f"lowest to highest of {row['sets']} sets": f"{row['fewest']} to {row['most']}"})
     return markdown(pd.DataFrame(rows).fillna(""))
 
 
 def evaluation_text(name: str) -> str:
-    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text."""
+    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text.
+    """
     folder = BENCHMARK / "evaluation" / name
     if (folder / "summary.json").is_file():
         said = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))
@@ -361,7 +426,9 @@ def probes_table(game: str) -> str:
         if features in untrained.index:
             about = load_encoder(ROOT / "pretrained" / game / f"{features}.pt").description
             cells["steps x batch"] = f"{about['training']['steps']:,} x {about['training']['batch_size']}"
-            cells["held-out loss"], cells["untrained"] = (f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained"))
+            cells["held-out loss"], cells["untrained"] = (
+                f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained")
+            )
             cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
         for kind in (name for name in rows if name.startswith("f1_") and name != "f1_mean"):
             before = f" ({untrained.loc[features, kind]:.2f})" if features in untrained.index else ""
@@ -412,7 +479,9 @@ def main(args: Args) -> None:
         folder, found = results_dir / path.stem, tables(runs, results_dir)
         if not any(run.is_finished(results_dir) for run in runs if run.experiment == path.stem) or not found:
             if args.experiments:
-                raise InputError(f"{folder}: nothing of this experiment that makes a table is finished; run it with benchmark/Snakefile.")
+                raise InputError(
+                    f"{folder}: nothing of this experiment that makes a table is finished; benchmark/Snakefile runs it."
+                )
             continue
         for name, table in found.items():
             table.to_csv(folder / f"{name}.csv", index=False)

@@ -1,6 +1,6 @@
 """The runs of an experiment: read from its file for `Snakefile` and `report.py`, and stored when they are finished.
 
-    python -m benchmark.runs runs/<experiment>/<run>    # step reached and machine, as JSON; fails where steps of training are left
+    python -m benchmark.runs runs/<experiment>/<run>    # as JSON: step reached, machine; fails where steps are left
 
 An experiment's file (TOML) has a title, and arms. A run is an arm in a game with a seed:
 
@@ -17,23 +17,25 @@ An experiment's file (TOML) has a title, and arms. A run is an arm in a game wit
     published = {Pong = 21.0}                     # shown beside ours
 
     [[arms]]
-    name = "behaviour"                  # {run:explorer} is the folder of that arm's run of the same game and seed, which goes first;
-    command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"   # {run:explorer:1}: of seed 1
+    name = "behaviour"                  # {run:explorer}: the folder of that arm's run of the same game and seed, which
+                                        # goes first; {run:explorer:1}: of seed 1
+    command = "dqn_bt_atari.py --flights --pretrained-policy {run:explorer}/checkpoint.pt"
 
     [[arms]]
     name = "wsa"
-    of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; nothing is run for it here
+    of = "modes_small/wsa"              # runs that another experiment makes, shown beside these; not run here
 
-`earlier = "3f2a1b0"` beside the title says that an earlier revision of the scripts, whose flags are gone, made the results: they are kept
-and shown, and never run again.
+`earlier = "3f2a1b0"` beside the title says that an earlier revision of the scripts, whose flags are gone, made the
+results: they are kept and shown, and never run again.
 
-An arm may have games, seeds, flags, game_flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of seed 1) where it
-needs what that arm makes. `other` may be of another experiment: `after = ["main/wsa"]`, `{run:main/wsa}`.
+An arm may have games, seeds, flags, game_flags and evaluate of its own, and `after = ["other"]` (or `["other:1"]`: of
+seed 1) where it needs what that arm makes. `other` may be of another experiment: `after = ["main/wsa"]`,
+`{run:main/wsa}`.
 
-An arm with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, suites). When it is taken up again,
-pre-training goes on where it was, an evaluation begins anew. In it {env_id}, {game} and {seed} stand for what they say, {output} for a new
-folder, which is kept with the results; there and in commands, {runs} is the folder of all runs. `python = "hackatari"`: these steps need
-the environment of requirements-hackatari.txt.
+An arm with `steps = [...]` in place of `command` is a chain of other scripts (frames, models, suites). When it is taken
+up again, pre-training goes on where it was, an evaluation begins anew. In it {env_id}, {game} and {seed} stand for what
+they say, {output} for a new folder, which is kept with the results; there and in commands, {runs} is the folder of all
+runs. `python = "hackatari"`: these steps need the environment of requirements-hackatari.txt.
 """
 
 import importlib.metadata
@@ -55,9 +57,9 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import storage
-from atari import game_name
-from storage import InputError
+from environments.atari import game_name
+from housekeeping import files
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "benchmark" / "experiments"
@@ -87,7 +89,9 @@ class Run:
     earlier: str | None = None  # the revision of the scripts that made it, if those of today cannot
 
     def named(self, other: str) -> str:
-        """<experiment>/<name> of the run called `other` here: an arm's, of this or of another experiment, perhaps of another seed."""
+        """<experiment>/<name> of the run called `other` here: an arm's, of this or of another experiment, perhaps of
+        another seed.
+        """
         experiment, _, arm = other.rpartition("/")
         arm, _, seed = arm.partition(":")
         return f"{experiment or self.experiment}/{arm}__{self.game}__{seed or self.seed}"
@@ -117,14 +121,16 @@ class Run:
         return {"commands": self.commands, "evaluate": self.evaluate}
 
     def is_recorded(self, path: Path) -> bool:
-        """Whether the file at `path` is there; raises InputError if it is of other commands than the experiment has now."""
+        """Whether the file at `path` is there; raises InputError if it is of other commands than the experiment has
+        now.
+        """
         if not path.is_file():
             return False
         about = json.loads(path.read_text())
         if any(about[key] != value for key, value in self.record.items()):
             raise InputError(
-                f"{path}: this run was made by other commands than the experiment has now; to run it again, remove its folders among "
-                "the runs and the results, or choose other ones: --config runs=my_runs results=my_results"
+                f"{path}: this run was made by other commands than the experiment has now; to run it again, remove its "
+                "folders among the runs and the results, or choose other ones: --config runs=my_runs results=my_results"
             )
         return True
 
@@ -134,7 +140,8 @@ class Run:
 
 
 def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run]]:
-    """An experiment's title and its runs, in the order of the file, seed by seed, so that a part of it already compares all arms.
+    """An experiment's title and its runs, in the order of the file, seed by seed, so that a part of it already compares
+    all arms.
 
     Args:
         with_others: also those of other experiments that it shows.
@@ -160,16 +167,22 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         if "name" not in arm or len({"command", "steps", "of"} & set(arm)) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
         if "steps" in arm and FOR_TRAINING & set(arm):
-            raise InputError(f"{path}: {arm['name']}: {', '.join(sorted(FOR_TRAINING))} are for training scripts, not for steps.")
+            raise InputError(
+                f"{path}: {arm['name']}: {', '.join(sorted(FOR_TRAINING))} are for training scripts, not for steps."
+            )
         if "of" in arm and set(arm) - {"name", "of", "games", "seeds"}:
-            raise InputError(f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s.")
+            raise InputError(
+                f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s."
+            )
         for game in (*settings["games"], *settings["game_flags"], *arm.get("published", {})):
             game_name(f"ALE/{game}-v5")
         wanted = [(game, seed) for game in settings["games"] for seed in settings["seeds"]]
         if "of" in arm:
             maker, _, other = arm["of"].partition("/")
             theirs = read_experiment(path.with_name(f"{maker}.toml"), with_others=False)[1] if with_others else []
-            found = [replace(run, arm=arm["name"]) for run in theirs if run.arm == other and (run.game, run.seed) in wanted]
+            found = [
+                replace(run, arm=arm["name"]) for run in theirs if run.arm == other and (run.game, run.seed) in wanted
+            ]
             if with_others and len(found) < len(wanted):
                 raise InputError(f"{path}: {arm['name']}: {arm['of']} is not made there in all these games and seeds.")
             runs += found
@@ -185,7 +198,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
                     arm=arm["name"],
                     game=game,
                     seed=seed,
-                    commands=[re.sub(r"\{(env_id|game|seed)\}", lambda m, fill=fill: str(fill[m[1]]), one) for one in commands],
+                    commands=[
+                        re.sub(r"\{(env_id|game|seed)\}", lambda m, fill=fill: str(fill[m[1]]), one) for one in commands
+                    ],
                     trains="command" in arm,
                     evaluate=settings["evaluate"] if "command" in arm else None,
                     published=arm.get("published", {}).get(game),
@@ -195,7 +210,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
                 )
             )
     if unknown:
-        raise InputError(f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/runs.py says what is.")
+        raise InputError(
+            f"{path}: {', '.join(sorted(unknown))}: not known here; the docstring of benchmark/runs.py says what is."
+        )
     if not runs and with_others or len({(run.arm, run.game, run.seed) for run in runs}) < len(runs):
         raise InputError(f"{path}: it must have at least one arm, and no two of one name.")
     if with_others:
@@ -219,7 +236,9 @@ def require_what_is_needed(path: Path, runs: list[Run]) -> None:
 
 
 def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
-    """(agent step, seconds of training so far, raw score) of each finished game; time between a stop and its resumption does not count."""
+    """(agent step, seconds of training so far, raw score) of each finished game; time between a stop and its resumption
+    does not count.
+    """
     spans = []
     for path in sorted(run_dir.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
         one = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
@@ -230,8 +249,12 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     if "charts/episodic_return" not in events.Tags()["scalars"]:
         return []
     games = []
-    for event in sorted(events.Scalars("charts/episodic_return"), key=lambda event: event.step):  # those of several processes are not
-        games.append((event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value))
+    for event in sorted(
+        events.Scalars("charts/episodic_return"), key=lambda event: event.step
+    ):  # those of several processes are not
+        games.append(
+            (event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value)
+        )
     return games
 
 
@@ -242,7 +265,9 @@ def logged_of(run_dir: Path, stretches: int = 50) -> list[dict[str, Any]]:
     for tag in sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(LOGGED)):
         found = events.Scalars(tag)
         for part in np.array_split(np.arange(len(found)), min(stretches, len(found))):
-            rows.append({"tag": tag, "step": found[part[-1]].step, "mean": float(np.mean([found[i].value for i in part]))})
+            rows.append(
+                {"tag": tag, "step": found[part[-1]].step, "mean": float(np.mean([found[i].value for i in part]))}
+            )
     return rows
 
 
@@ -265,15 +290,19 @@ def machine() -> dict[str, Any]:
 def revision() -> str:
     """The commit that the scripts are of, with a + if files were changed since."""
     try:
-        described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True)
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return described.stdout.strip()
 
 
 def require_all_steps(run_dir: Path) -> int:
-    """The step that a training run has reached; raises InputError if steps are left, as a script that was stopped ends without an error."""
-    checkpoint = storage.load(run_dir / "checkpoint.pt", "checkpoint")
+    """The step that a training run has reached; raises InputError if steps are left, as a script that was stopped ends
+    without an error.
+    """
+    checkpoint = files.load(run_dir / "checkpoint.pt", "checkpoint")
     step, steps = checkpoint["global_step"], checkpoint["args"]["total_timesteps"]
     if step < steps:
         raise InputError(f"{run_dir}: stopped at step {step:,} of {steps:,}; run the same command again to go on.")
@@ -288,20 +317,27 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def store_results(run: Run, runs_dir: Path, results_dir: Path) -> None:
-    """Put what is kept of a run that has ended into its folder among the results; `run.json`, written last, says that all is there."""
+    """Put what is kept of a run that has ended into its folder among the results; `run.json`, written last, says that
+    all is there.
+    """
     folder, result = (Path(some).resolve() / run.experiment / run.name for some in (runs_dir, results_dir))
 
     def without_folders(text: str) -> str:
-        """The text without this machine's folders: those below the run's are given from there, others from `runs` and from here."""
+        """The text without this machine's folders: those below the run's are given from there, others from `runs` and
+        from here.
+        """
         text = text.replace(str(folder / "output"), "./output").replace(str(Path(runs_dir).resolve()), "runs")
         return text.replace(f"{ROOT}/", "")
 
     result.mkdir(parents=True, exist_ok=True)
     if run.trains:
-        games = [{"step": step, "seconds": f"{seconds:.0f}", "raw_score": f"{score:g}"} for step, seconds, score in games_of(folder)]
-        storage.write_csv(result / "curve.csv", games)
+        games = [
+            {"step": step, "seconds": f"{seconds:.0f}", "raw_score": f"{score:g}"}
+            for step, seconds, score in games_of(folder)
+        ]
+        files.write_csv(result / "curve.csv", games)
         if rows := logged_of(folder):
-            storage.write_csv(result / "logged.csv", rows, ".4g")
+            files.write_csv(result / "logged.csv", rows, ".4g")
         if run.evaluate is not None:
             results = json.loads((folder / "evaluation.json").read_text())["results"]
             for row in results:
@@ -325,6 +361,8 @@ def store_results(run: Run, runs_dir: Path, results_dir: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps({"step": require_all_steps(Path(sys.argv[1])) if sys.argv[1:] else None, "machine": machine()}))
+        print(
+            json.dumps({"step": require_all_steps(Path(sys.argv[1])) if sys.argv[1:] else None, "machine": machine()})
+        )
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -1,10 +1,11 @@
-"""What does it cost to combine more models? Parameters, memory and time of every mode for 4 to 100 models, without the models themselves.
+"""What does it cost to combine more models? Parameters, memory and time of every mode for 4 to 100 models, without the
+models themselves.
 
     python -m benchmark.scaling
 
-The embeddings are made up: N vectors of 512 numbers and a context of 64x16x16, so that only the combination and the two heads are
-measured. The modes are timed in turns, several rounds of all of them, and the median of the rounds is kept. Results go to
-benchmark/scaling.csv and benchmark/scaling.png.
+The embeddings are made up: N vectors of 512 numbers and a context of 64x16x16, so that only the combination and the two
+heads are measured. The modes are timed in turns, several rounds of all of them, and the median of the rounds is kept.
+Results go to benchmark/scaling.csv and benchmark/scaling.png.
 """
 
 import sys
@@ -20,12 +21,12 @@ import numpy as np
 import torch
 import tyro
 
-import processes
-import storage
+from housekeeping import processes
+from housekeeping import files as storage
 from combiners import COMBINERS, Reservoir
 from ppo_wsa_atari import Agent
 from ppo_wsa_atari import Args as AgentArgs
-from storage import InputError
+from housekeeping.flags import InputError
 
 CONTEXT_SHAPE = (64, 16, 16)
 
@@ -109,7 +110,9 @@ def milliseconds(call, times: int) -> float:
 def main(args: Args) -> None:
     processes.check_ranges(args, ("embedding_length", "rounds"), not_negative=("torch_threads",))
     if unknown := set(args.modes) - set(COMBINERS):
-        raise InputError(f"--modes {' '.join(sorted(unknown))}: no such mode; the known ones are {', '.join(COMBINERS)}.")
+        raise InputError(
+            f"--modes {' '.join(sorted(unknown))}: no such mode; the known ones are {', '.join(COMBINERS)}."
+        )
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     rows = []
@@ -131,14 +134,22 @@ def main(args: Args) -> None:
                 "models": number,
                 "trained_parameters": trained,
                 "shared_network": sum(p.numel() for p in scorer.parameters()) if scorer else 0,
-                "training_megabytes": (16 * trained + 4 * case.fixed() + case.activations()) / 1e6,  # 16: weight, gradient, two moments
+                "training_megabytes": (16 * trained + 4 * case.fixed() + case.activations())
+                / 1e6,  # 16: weight, gradient, two moments
                 "combine_8_ms": combine,
                 "update_256_ms": update,
             }
-            rows.append({key: round(float(value), 3) if isinstance(value, float) else value for key, value in row.items()})
+            rows.append(
+                {key: round(float(value), 3) if isinstance(value, float) else value for key, value in row.items()}
+            )
             if len(rows) == 1:
                 print("  ".join(f"{column:>18}" if column != "mode" else f"{column:15}" for column in row))
-            print("  ".join(f"{value:>18,}" if not isinstance(value, str) else f"{value:15}" for value in rows[-1].values()), flush=True)
+            print(
+                "  ".join(
+                    f"{value:>18,}" if not isinstance(value, str) else f"{value:15}" for value in rows[-1].values()
+                ),
+                flush=True,
+            )
     path = Path(f"{args.output}.csv")
     storage.write_csv(path, rows)
 
@@ -151,8 +162,17 @@ def main(args: Args) -> None:
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         for i, mode in enumerate(args.modes):
             mine = [row for row in rows if row["mode"] == mode]
-            style = {"linewidth": 3} if mode == "wsa" else {"linewidth": 1.2, "linestyle": ["-", "--", ":", "-."][i % 4]}
-            axis.plot([row["models"] for row in mine], [row[column] for row in mine], marker="o", markersize=3, label=mode, **style)
+            style = (
+                {"linewidth": 3} if mode == "wsa" else {"linewidth": 1.2, "linestyle": ["-", "--", ":", "-."][i % 4]}
+            )
+            axis.plot(
+                [row["models"] for row in mine],
+                [row[column] for row in mine],
+                marker="o",
+                markersize=3,
+                label=mode,
+                **style,
+            )
         axis.set(xscale="log", yscale="log", xlabel="number of models", title=title)
         axis.set_xticks(args.numbers, [str(number) for number in args.numbers])
         axis.minorticks_off()

@@ -4,13 +4,16 @@
     python -m benchmark.throughput --compile                # and the ones with one
     python -m benchmark.throughput --cuda True --compile --num-envs 64
 
-Each case is one training loop put together from the scripts' own agents, losses and frozen models, with switches. "plain" is the
-design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's defaults (CleanRL's
-ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the published code). "script" is all that the script
-does by default, in the precision that is the faster one here; "script, without X" takes one thing away. A case's unit is a rollout and its
-four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case
-has a process of its own, so that none works in memory that another one has prepared; they take turns, and the median over the rounds is
-kept, so that a slow moment of the machine does not fall on one of them.
+Each case is one training loop put together from the scripts' own agents, losses and frozen models, with switches.
+"plain" is the
+design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and PyTorch's
+    defaults (CleanRL's
+ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the published code). "script" is all
+that the script does by default, in the precision that is the faster one here; "script, without X" takes one thing away.
+A case's unit is a rollout and its four epochs; of pre-training, a few steps at the batch size of the CPU's budget, in
+float32 ("plain") and by default ("script"). Each case has a process of its own, so that none works in memory that
+another one has prepared; they take turns, and the median over the rounds is kept, so that a slow moment of the machine
+does not fall on one of them.
 """
 
 import json
@@ -28,6 +31,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import precision
 import torch
 import torch.nn as nn
 import tyro
@@ -39,18 +43,17 @@ from gymnasium.wrappers import (
     ResizeObservation,
     TransformReward,
 )
+from precision import Precision
 
 import ppo_e2e_atari
 import ppo_wsa_atari
-import precision
-import processes
-import storage
-from atari import game_name, make_envs
-from benchmark.run import cpu_name
+from benchmark.runs import cpu_name
 from combiners.adapters import SpatialAdapter
 from encoders import PRETRAININGS
-from precision import Precision
-from storage import InputError
+from environments.atari import game_name, make_envs
+from housekeeping import files as storage
+from housekeeping import processes
+from housekeeping.flags import InputError
 
 PAPER = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
 LIGHT = ("state_representation", "autoencoder")
@@ -71,7 +74,8 @@ class Args:
     num_envs: int = 8
     """games side by side"""
     num_steps: int = 32
-    """steps of each game in a rollout; shorter than in training, with the same minibatches of 256, so that the ratios are the same"""
+    """steps of each game in a rollout; shorter than in training, with the same minibatches of 256, so that the ratios
+    are the same"""
     rounds: int = 5
     """measurements of each case, after one that is not counted"""
     cases: tuple[str, ...] = ()
@@ -108,7 +112,11 @@ class Case:
 
 def cases(args: Args) -> list[Case]:
     """All cases, in the order of the table."""
-    e2e, four, light = Case("script", "end to end"), Case("script", "WSA, four models"), Case("script", "WSA, light models")
+    e2e, four, light = (
+        Case("script", "end to end"),
+        Case("script", "WSA, four models"),
+        Case("script", "WSA, light models"),
+    )
     nothing = {"channels_last": False, "fused_adam": False, "precision": "float32", "freed_memory_kept": False}
     found = [
         Case("plain", "end to end", vector_envs=False, uint8_storage=False, **nothing),
@@ -139,11 +147,17 @@ def cases(args: Args) -> list[Case]:
         light,
         replace(light, name="script --precision float32", precision="float32"),
     ]
-    found += [Case(name, kind, precision=of) for kind in PRETRAINED for name, of in (("plain", "float32"), ("script", "auto"))]
+    found += [
+        Case(name, kind, precision=of) for kind in PRETRAINED for name, of in (("plain", "float32"), ("script", "auto"))
+    ]
     if args.compile:
         found += [replace(case, name="script --compile", compile=True) for case in (e2e, four, light)]
     order = [case.kind for case in (e2e, four, light)] + list(PRETRAINED)
-    found = [case for case in found if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)]
+    found = [
+        case
+        for case in found
+        if not args.cases or any(re.search(part, f"{case.kind}: {case.name}") for part in args.cases)
+    ]
     return sorted(found, key=lambda case: order.index(case.kind))
 
 
@@ -167,7 +181,8 @@ class PlainAgent(ppo_e2e_atari.Agent):
 
 
 class Loop:
-    """One case's training loop. `iteration` plays one rollout and learns from it; `seconds` adds up where the time went."""
+    """One case's training loop. `iteration` plays one rollout and learns from it; `seconds` adds up where the time
+    went."""
 
     def __init__(self, case: Case, args: Args, device: torch.device):
         self.case, self.args, self.device = case, args, device
@@ -194,7 +209,9 @@ class Loop:
             self.frozen = ppo_wsa_atari.FrozenModels(flags)
             self.frozen.prepare(flags, device)
             if not case.folded_batch_norm:
-                self.frozen.fast = {name: model.to(getattr(torch, self.precision)) for name, model in self.frozen.models.items()}
+                self.frozen.fast = {
+                    name: model.to(getattr(torch, self.precision)) for name, model in self.frozen.models.items()
+                }
             self.agent = ppo_wsa_atari.Agent(self.frozen.shapes, self.frozen.context_name, num_actions, flags)
             loss = partial(ppo_wsa_atari.ppo_loss, self.agent, ent_coef=0.01, vf_coef=0.5, weights_ent_coef=0.0)
             for module in self.agent.modules():
@@ -205,7 +222,9 @@ class Loop:
                     model.to(memory_format=torch.contiguous_format)
             self.frozen.to(device)
         self.agent.to(device, memory_format=torch.channels_last if case.channels_last else torch.contiguous_format)
-        self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True if case.fused_adam else None)
+        self.optimizer = torch.optim.Adam(
+            self.agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True if case.fused_adam else None
+        )
         self.act, self.loss = self.agent.get_action_and_value, loss
         if case.compile:
             self.act, self.loss = torch.compile(self.act), torch.compile(self.loss)
@@ -263,7 +282,9 @@ class Loop:
             seen = {"obs": seen["obs"]}
         for name, values in seen.items():
             if name not in self.kept:
-                layout = torch.channels_last if values.dim() == 4 and self.case.channels_last else torch.contiguous_format
+                layout = (
+                    torch.channels_last if values.dim() == 4 and self.case.channels_last else torch.contiguous_format
+                )
                 self.kept[name] = values.new_zeros((self.steps, *values.shape[1:])).to(memory_format=layout)
             self.kept[name][step * len(values) : (step + 1) * len(values)] = values
 
@@ -273,13 +294,18 @@ class Loop:
         with torch.no_grad():
             last = self.agent.get_value(self.features_of(self.seen))
         rewards, dones = torch.cat(rewards).view(shape).to(self.device), torch.cat(dones).view(shape).to(self.device)
-        advantages, returns = ppo_e2e_atari.compute_advantages(rewards, b_values.view(shape), dones, last, dones[-1], 0.99, 0.95)
+        advantages, returns = ppo_e2e_atari.compute_advantages(
+            rewards, b_values.view(shape), dones, last, dones[-1], 0.99, 0.95
+        )
         b_advantages, b_returns = advantages.flatten(), returns.flatten()
         clip_range = torch.tensor(0.1, device=self.device)
         for _ in range(EPOCHS):
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
                 if self.case.channels_last:
-                    seen = {name: processes.take_rows(values, inds, self.room.get(name)) for name, values in self.kept.items()}
+                    seen = {
+                        name: processes.take_rows(values, inds, self.room.get(name))
+                        for name, values in self.kept.items()
+                    }
                     self.room = seen if self.frozen is not None and len(inds) == MINIBATCH else {}
                 else:
                     seen = {name: values[inds] for name, values in self.kept.items()}
@@ -288,7 +314,10 @@ class Loop:
                     seen = self.timed("frozen models in the update", self.frozen, obs, self.agent.names)
                 free = torch.ones(len(inds), dtype=torch.bool, device=self.device)
                 normalised = processes.normalise(b_advantages[inds], free)
-                seen, of_rollout = self.features_of(seen), (b_actions[inds], b_logprobs[inds], normalised, b_returns[inds])
+                seen, of_rollout = (
+                    self.features_of(seen),
+                    (b_actions[inds], b_logprobs[inds], normalised, b_returns[inds]),
+                )
                 loss, *_ = self.loss(seen, *of_rollout, free, free.sum(), clip_range)
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -321,7 +350,8 @@ class PretrainingLoop:
 
 
 def work(case: Case, args: Args, connection: Connection) -> None:
-    """One case, in a process of its own: an iteration that is not counted (it allocates, picks kernels, compiles), one for each True."""
+    """One case, in a process of its own: an iteration that is not counted (it allocates, picks kernels, compiles), one
+    for each True."""
     begin = time.perf_counter()
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
@@ -379,11 +409,25 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def start_up(script: str, args: Args) -> float:
-    """Seconds from the command to the end of a run of one step (so a little more than to the first step), at the script's own settings."""
-    flags = f"--env-id {args.env_id} --cuda {args.cuda} --num-envs {args.num_envs} --num-steps 1 --num-minibatches 1 --update-epochs 1"
+    """Seconds from the command to the end of a run of one step (so a little more than to the first step), at the
+    script's own settings."""
+    flags = (
+        f"--env-id {args.env_id} --cuda {args.cuda} --num-envs {args.num_envs} --num-steps 1 "
+        "--num-minibatches 1 --update-epochs 1"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, f"{script}.py", *flags.split(), "--total-timesteps", str(args.num_envs), "--runs-dir", folder]
-        command += ["--pretrained-dir", args.pretrained_dir] if script == "ppo_wsa_atari" and args.pretrained_dir else []
+        command = [
+            sys.executable,
+            f"{script}.py",
+            *flags.split(),
+            "--total-timesteps",
+            str(args.num_envs),
+            "--runs-dir",
+            folder,
+        ]
+        command += (
+            ["--pretrained-dir", args.pretrained_dir] if script == "ppo_wsa_atari" and args.pretrained_dir else []
+        )
         begin = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - begin
@@ -393,11 +437,15 @@ def main(args: Args) -> None:
     game_name(args.env_id)
     processes.check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
     processes.require_cuda(args)
-    ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))  # says which models are missing
+    ppo_wsa_atari.FrozenModels(
+        ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir)
+    )  # says which models are missing
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
     for script, seconds in started.items():
         print(
-            f"{script}: {min(seconds):.1f} to {max(seconds):.1f} s from the command to the end of its first step, three times", flush=True
+            f"{script}: {min(seconds):.1f} to {max(seconds):.1f} s from the command to the end of its first "
+            "step, three times",
+            flush=True,
         )
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
@@ -429,7 +477,10 @@ def main(args: Args) -> None:
         rows.append(row | {"first_iteration_seconds": one.ready})
 
     found = machine(device)
-    print(f"\n{found['cpu']}, {found['threads']} threads, {found.get('gpu', 'no GPU')}, PyTorch {found['torch']}; {args.num_envs} games\n")
+    print(
+        f"\n{found['cpu']}, {found['threads']} threads, {found.get('gpu', 'no GPU')}, PyTorch {found['torch']}; "
+        f"{args.num_envs} games\n"
+    )
     print(f"{'case':<58} {'steps/s':>8} {'x plain':>8} {'of script':>9}   emulation  frozen  policy  update")
     for row in rows:
         ratios = [f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")]

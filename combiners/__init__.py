@@ -1,19 +1,23 @@
 """Ways to combine several models' embeddings into the one state that the policy sees; one file each.
 
-combine = COMBINERS["wsa"](embedding_shapes={"state_representation": (512,), ...}, context_shape=(64, 16, 16), features_dim=256)
-state = combine(embeddings, context)                # {name: (B, *shape)}, (B, *context_shape) -> (B, combine.out_dim)
-weights = combine.attention(embeddings, context)    # modes that weigh: (B, N), in the order of embedding_shapes
-combine.add_model(name, shape)                      # modes that weigh; others are built for one set of models and raise ValueError
-combine.remove_model(name)
+combine = COMBINERS["wsa"](embedding_shapes={"state_representation": (512,), ...}, context_shape=(64, 16, 16),
+features_dim=256) state = combine(embeddings, context)                # {name: (B, *shape)}, (B, *context_shape) -> (B,
+combine.out_dim) weights = combine.attention(embeddings, context)    # modes that weigh: (B, N), in the order of
+embedding_shapes combine.add_model(name, shape)                      # modes that weigh; others are built for one set of
+models and raise ValueError combine.remove_model(name)
 state = combine.initial_state(num_envs)             # reservoir only, with
 h, state = combine.step(embeddings, state, new_game)
 """
 
 import inspect
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch.nn as nn
 
+from combiners import cnn, reservoir, wsa
 from combiners.cnn import CNN
+from combiners.concatenation import Concatenation
 from combiners.dot_product import DotProductAttention
 from combiners.fixed_linear import FixedLinear
 from combiners.linear import Linear
@@ -21,8 +25,9 @@ from combiners.mixed import Mixed
 from combiners.random_weights import RandomWeights
 from combiners.reservoir import Reservoir
 from combiners.uniform import Uniform
-from combiners.weighted_sum import WeightedSum as WeightedSum
+from combiners.weighted_sum import WeightedSum
 from combiners.wsa import WeightSharingAttention
+from housekeeping.flags import InputError, check_ranges, import_own, written
 
 COMBINERS: dict[str, type[nn.Module]] = {
     "wsa": WeightSharingAttention,
@@ -37,8 +42,47 @@ COMBINERS: dict[str, type[nn.Module]] = {
 }
 
 
-def options_of(mode: str) -> dict[str, object]:
-    """A mode's own options with their defaults: what its constructor takes beyond the three arguments that all take."""
-    parameters = inspect.signature(COMBINERS[mode]).parameters
+@dataclass
+class ModeOptions(wsa.Options, cnn.Options, reservoir.Options):
+    """Flags of single modes; none given: the mode's default."""
+
+
+def find_combiner(spec: str) -> type[nn.Module]:
+    """The class of a mode by its name, or of one's own, "my_module:MyCombiner"; raises InputError if there is none."""
+    if spec in COMBINERS:
+        return COMBINERS[spec]
+    if ":" not in spec:
+        known = f"the known ones are {', '.join(COMBINERS)}, and module:name for one of your own"
+        raise InputError(f"--combiner {spec}: no such mode; {known}.")
+    found = import_own(spec)
+    if not (isinstance(found, type) and issubclass(found, (WeightedSum, Concatenation))):
+        raise InputError(f"--combiner {spec}: must be a class derived from WeightedSum or Concatenation (combiners/).")
+    return found
+
+
+def options_of(spec: str) -> dict[str, object]:
+    """A mode's own options with their defaults: what its constructor takes beyond what all take."""
+    parameters = inspect.signature(find_combiner(spec)).parameters
     common = ("embedding_shapes", "context_shape", "features_dim")
     return {name: parameter.default for name, parameter in parameters.items() if name not in common}
+
+
+def make_combiner(
+    args: Any, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None
+) -> nn.Module:
+    """The combiner that the flags --combiner, --features-dim and the mode's own ask for."""
+    given = {name: getattr(args, name, None) for name in options_of(args.combiner)}
+    options = {name: value for name, value in given.items() if value is not None}
+    return find_combiner(args.combiner)(embedding_shapes, context_shape, features_dim=args.features_dim, **options)
+
+
+def check_options(args: Any) -> None:
+    """Refuse a mode that is not known, and options of a mode that is not the one chosen; raises InputError."""
+    own = options_of(args.combiner)
+    for option in (field.name for field in fields(ModeOptions)):
+        if option not in own and getattr(args, option) is not None:
+            owner = next(mode for mode in COMBINERS if option in options_of(mode))
+            raise InputError(f"{written(option)} is an option of --combiner {owner}, not of {args.combiner}.")
+    if args.cnn_layers not in (None, 1, 2, 3):
+        raise InputError(f"--cnn-layers must be 1, 2 or 3, not {args.cnn_layers}.")
+    check_ranges(args, ("reservoir_units",))

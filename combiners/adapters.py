@@ -1,6 +1,7 @@
 """Adapters: trained layers that bring each frozen model's embedding, whatever its shape, to one width.
 
-Sizes: the published code of Piccoli et al. 2025 (arXiv 2507.07197), whose four models' shapes the rule below reproduces.
+Sizes: the published code of Piccoli et al. 2025 (arXiv 2507.07197), whose four models' shapes the rule below
+reproduces.
 """
 
 import math
@@ -24,9 +25,9 @@ def layer_init(layer: nn.Module, gain: float = np.sqrt(2)) -> nn.Module:
 class SpatialAdapter(nn.Module):
     """Embedding (B, *shape) -> vector as it is, or map (B, C, 16, 16); `output_shape` says which.
 
-    A vector passes unchanged. A map gets a 1x1 convolution to C channels (16; 32 for `keypoint_features`), then the convolution
-    that lands on 16x16 (for 84x84: 5x5 with stride 5; for 21x21: 6x6; none if it is 16x16 already), then ReLU. A map with a side
-    below 16 gets the 1x1 convolution, ReLU, and adaptive average pooling to 16x16.
+    A vector passes unchanged. A map gets a 1x1 convolution to C channels (16; 32 for `keypoint_features`), then the
+    convolution that lands on 16x16 (for 84x84: 5x5 with stride 5; for 21x21: 6x6; none if it is 16x16 already), then
+    ReLU. A map with a side below 16 gets the 1x1 convolution, ReLU, and adaptive average pooling to 16x16.
 
     Raises:
         ValueError: the shape is neither a vector (n,) nor a map (C, H, W).
@@ -49,8 +50,9 @@ class SpatialAdapter(nn.Module):
         self.spatial = None
         if not self.pools and (height, width) != (GRID, GRID):
             self.spatial = layer_init(nn.Conv2d(channels, channels, (kernel_h, kernel_w), (stride_h, stride_w)))
-            # With nothing between them the two convolutions are one linear map. One convolution with composed weights does less work
-            # where the map is large or has few channels (the masks, the keypoint maps), more where it has many (keypoint features).
+            # With nothing between them the two convolutions are one linear map. One convolution with composed weights
+            # does less work where the map is large or has few channels (the masks, the keypoint maps), more where it
+            # has many (keypoint features).
             composed = in_channels * channels * kernel_h * kernel_w * GRID**2
             separate = in_channels * channels * height * width + channels * channels * kernel_h * kernel_w * GRID**2
             self.compose = composed < separate
@@ -71,7 +73,8 @@ class SpatialAdapter(nn.Module):
 
 
 def landing(size: int) -> tuple[int, int]:
-    """Kernel and stride of the convolution that brings a side of `size` to 16: no overlap if that lands there, else as wide as needed."""
+    """Kernel and stride of the convolution that brings a side of `size` to 16: no overlap if that lands there, else as
+    wide as needed."""
     stride = max(1, size // GRID)
     return (stride if (size - stride) // stride + 1 == GRID else size - (GRID - 1) * stride), stride
 
@@ -91,8 +94,8 @@ class Adapter(nn.Module):
 class ContextAdapter(nn.Module):
     """Context (B, *shape) -> vector (B, features_dim): flattened, Linear, ReLU.
 
-    The autoencoder's map (64, 16, 16) is flattened as it is, as published; so is every map of 16x16. Other maps go through a spatial
-    adapter first.
+    The autoencoder's map (64, 16, 16) is flattened as it is, as published; so is every map of 16x16. Other maps go
+    through a spatial adapter first.
     """
 
     def __init__(self, shape: tuple[int, ...], features_dim: int):

@@ -1,5 +1,7 @@
 """CNN in Piccoli et al. 2025: all embeddings as channels of one 16x16 grid, through 1 to 3 convolutions."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn as nn
 
@@ -7,12 +9,20 @@ from combiners.adapters import GRID, layer_init
 from combiners.concatenation import Concatenation
 
 
+@dataclass
+class Options:
+    """--combiner cnn"""
+
+    cnn_layers: int | None = None
+    """cnn: convolutions, 1 to 3 (default: 1)"""
+
+
 class CNN(Concatenation):
     """Stack everything on channels (66 for the paper's four models), convolve, flatten: out_dim 8,192. The context and
     features_dim are not used.
 
-    A vector whose length divides by 256 is laid out on the grid as it is (512 numbers: 2 channels); any other first goes through a trained
-    Linear to 256 (1 channel).
+    A vector whose length divides by 256 is laid out on the grid as it is (512 numbers: 2 channels); any other first
+    goes through a trained Linear to 256 (1 channel).
 
     Args:
         cnn_layers: 1, 2 or 3 convolutions 3x3 to 32 channels, each with ReLU.

@@ -22,12 +22,19 @@ class Concatenation(nn.Module):
     uses_context = False
 
     def __init__(
-        self, embedding_shapes: dict[str, tuple[int, ...]], make_adapter: Callable[[str, tuple[int, ...]], nn.Module] = SpatialAdapter
+        self,
+        embedding_shapes: dict[str, tuple[int, ...]],
+        make_adapter: Callable[[str, tuple[int, ...]], nn.Module] = SpatialAdapter,
     ):
         super().__init__()
         if not embedding_shapes:
             raise ValueError("there must be at least one model to combine.")
         self.spatial = nn.ModuleDict({name: make_adapter(name, shape) for name, shape in embedding_shapes.items()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that are combined, in this order."""
+        return tuple(self.spatial)
 
     def adapt(self, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{name: (B, *shape)} -> {name: (B, n) or (B, C, 16, 16)}, in the order of `embedding_shapes`."""
@@ -35,8 +42,12 @@ class Concatenation(nn.Module):
 
     def add_model(self, name: str, shape: tuple[int, ...]) -> None:
         """These modes are built for one set of models: raises ValueError."""
-        raise ValueError(f"{type(self).__name__} cannot take {name}: its layers are built for one set of models; wsa takes any.")
+        raise ValueError(
+            f"{type(self).__name__} cannot take {name}: its layers are built for one set of models; wsa takes any."
+        )
 
     def remove_model(self, name: str) -> None:
         """These modes are built for one set of models: raises ValueError."""
-        raise ValueError(f"{type(self).__name__} cannot give up {name}: its layers are built for one set of models; wsa takes any.")
+        raise ValueError(
+            f"{type(self).__name__} cannot give up {name}: its layers are built for one set of models; wsa takes any."
+        )

@@ -1,4 +1,5 @@
-"""Scaled dot-product attention (DPA in Piccoli et al. 2025; Vaswani et al. 2017, arXiv 1706.03762, eq. 1) over the models.
+"""Scaled dot-product attention (DPA in Piccoli et al. 2025; Vaswani et al. 2017, arXiv 1706.03762, eq. 1) over the
+models.
 
 The query is the adapted context, the keys and the values are the adapted embeddings: s_i = c . e_i / sqrt(d).
 """

@@ -9,9 +9,15 @@ from combiners.concatenation import Concatenation
 
 
 class FixedLinear(Concatenation):
-    """Adapted embeddings side by side: out_dim is N x features_dim (256, 512 or 1024 a model in the paper). The context is not used."""
+    """Adapted embeddings side by side: out_dim is N x features_dim (256, 512 or 1024 a model in the paper). The context
+    is not used."""
 
-    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
+    def __init__(
+        self,
+        embedding_shapes: dict[str, tuple[int, ...]],
+        context_shape: tuple[int, ...] | None,
+        features_dim: int = 256,
+    ):
         super().__init__(embedding_shapes, functools.partial(Adapter, features_dim=features_dim))
         self.out_dim = len(embedding_shapes) * features_dim
 

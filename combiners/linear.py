@@ -1,4 +1,5 @@
-"""LIN in Piccoli et al. 2025: concatenate all spatially adapted, flattened embeddings; nothing weighs or mixes them before the heads."""
+"""LIN in Piccoli et al. 2025: concatenate all spatially adapted, flattened embeddings; nothing weighs or mixes them
+before the heads."""
 
 import math
 
@@ -8,10 +9,15 @@ from combiners.concatenation import Concatenation
 
 
 class Linear(Concatenation):
-    """The concatenation itself: out_dim is 16,896 for the paper's four models (512 + 8,192 + 4,096 + 4,096). The context and features_dim
-    are not used."""
+    """The concatenation itself: out_dim is 16,896 for the paper's four models (512 + 8,192 + 4,096 + 4,096). The
+    context and features_dim are not used."""
 
-    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
+    def __init__(
+        self,
+        embedding_shapes: dict[str, tuple[int, ...]],
+        context_shape: tuple[int, ...] | None,
+        features_dim: int = 256,
+    ):
         super().__init__(embedding_shapes)
         self.out_dim = sum(math.prod(adapter.output_shape) for adapter in self.spatial.values())
 

@@ -10,12 +10,18 @@ from combiners.concatenation import Concatenation
 
 
 class Mixed(Concatenation):
-    """Stacked maps (64 channels for the paper's three) through one convolution 3x3 to 32 and ReLU, flattened, beside the vectors.
+    """Stacked maps (64 channels for the paper's three) through one convolution 3x3 to 32 and ReLU, flattened, beside
+    the vectors.
 
     out_dim is 8,704 for the paper's four models (8,192 + 512). The context and features_dim are not used.
     """
 
-    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
+    def __init__(
+        self,
+        embedding_shapes: dict[str, tuple[int, ...]],
+        context_shape: tuple[int, ...] | None,
+        features_dim: int = 256,
+    ):
         super().__init__(embedding_shapes)
         shapes = [adapter.output_shape for adapter in self.spatial.values()]
         channels = sum(shape[0] for shape in shapes if len(shape) == 3)

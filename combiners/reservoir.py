@@ -1,16 +1,30 @@
-"""RES in Piccoli et al. 2025: an echo-state network (Jaeger 2001) over the concatenated embeddings, a memory with nothing to train.
+"""RES in Piccoli et al. 2025: an echo-state network (Jaeger 2001) over the concatenated embeddings, a memory with
+nothing to train.
 
     state' = tanh(W_in x + W_res state)
 
-All its weights are random and fixed, its spatial adapters too, as nothing behind it receives a gradient. So it runs once, in the rollout,
-with the state of each environment, and what it gave is stored and read in the update.
+All its weights are random and fixed, its spatial adapters too, as nothing behind it receives a gradient. So it runs
+once, in the rollout, with the state of each environment, and what it gave is stored and read in the update.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from combiners.concatenation import Concatenation
+
+
+@dataclass
+class Options:
+    """--combiner reservoir"""
+
+    reservoir_units: int | None = None
+    """reservoir: units (default: 1024)"""
+    reservoir_spectral_radius: float | None = None
+    """reservoir: largest absolute eigenvalue of the recurrent weights (default: 0.9)"""
+    reservoir_input_scale: float | None = None
+    """reservoir: standard deviation of the input weights (default: 1.0, the published one)"""
 
 
 class Reservoir(Concatenation):
@@ -19,8 +33,8 @@ class Reservoir(Concatenation):
 
     Args:
         reservoir_spectral_radius: largest absolute eigenvalue of W_res; below 1 old inputs fade.
-        reservoir_input_scale: standard deviation of W_in. The published 1.0 over 16,896 inputs drives tanh to its ends, where a state is
-            little more than the signs of W_in x; smaller scales leave room for what was before.
+        reservoir_input_scale: standard deviation of W_in. The published 1.0 over 16,896 inputs drives tanh to its ends,
+            where a state is little more than the signs of W_in x; smaller scales leave room for what was before.
     """
 
     def __init__(
@@ -45,7 +59,9 @@ class Reservoir(Concatenation):
         return torch.zeros(num_envs, self.out_dim, device=self.w_in.device)
 
     @torch.no_grad()
-    def step(self, embeddings: dict[str, torch.Tensor], state: torch.Tensor, new_game: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, embeddings: dict[str, torch.Tensor], state: torch.Tensor, new_game: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of each environment.
 
         Args:
@@ -56,7 +72,9 @@ class Reservoir(Concatenation):
         Returns:
             h and the state to give next time, both (num_envs, units), here the same.
         """
-        with torch.autocast(state.device.type, enabled=False):  # float32: what is rounded here comes back with each step
+        with torch.autocast(
+            state.device.type, enabled=False
+        ):  # float32: what is rounded here comes back with each step
             adapted = self.adapt({name: z.float() for name, z in embeddings.items()})
             x = torch.cat([z.flatten(1) for z in adapted.values()], dim=1)
             state = state * ~new_game[:, None]

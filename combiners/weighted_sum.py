@@ -1,6 +1,7 @@
 """What the modes that weigh have in common: adapted embeddings, a weight for each, their weighted sum.
 
-A mode (wsa, dot_product, uniform, random_weights) says how to score; the weights are the scores' softmax over the models.
+A mode (wsa, dot_product, uniform, random_weights) says how to score; the weights are the scores' softmax over the
+models.
 """
 
 import torch
@@ -13,7 +14,8 @@ class WeightedSum(nn.Module):
     """Combine N embeddings into one state h = sum_i w_i e_i of `features_dim` numbers.
 
     Args:
-        embedding_shapes: {model's name: shape of its embedding without the batch}; its order is that of the weights' columns.
+        embedding_shapes: {model's name: shape of its embedding without the batch}; its order is that of the weights'
+            columns.
         context_shape: shape of the context without the batch; None for modes that do not look at it.
         features_dim: the paper's d, the width of adapted embeddings, context and state.
 
@@ -23,28 +25,46 @@ class WeightedSum(nn.Module):
 
     uses_context = True
 
-    def __init__(self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None, features_dim: int = 256):
+    def __init__(
+        self,
+        embedding_shapes: dict[str, tuple[int, ...]],
+        context_shape: tuple[int, ...] | None,
+        features_dim: int = 256,
+    ):
         super().__init__()
         if not embedding_shapes:
             raise ValueError("there must be at least one model to combine.")
         self.out_dim = features_dim
-        self.adapters = nn.ModuleDict({name: Adapter(name, shape, features_dim) for name, shape in embedding_shapes.items()})
+        self.adapters = nn.ModuleDict(
+            {name: Adapter(name, shape, features_dim) for name, shape in embedding_shapes.items()}
+        )
         if self.uses_context:
             self.context_adapter = ContextAdapter(context_shape, features_dim)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that are combined, in the order of the weights' columns."""
+        return tuple(self.adapters)
 
     def scores(self, e: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
         """Adapted embeddings e (B, N, d) and adapted context c (B, d) -> scores (B, N). Each mode has its own."""
         raise NotImplementedError
 
-    def adapt(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def adapt(
+        self, embeddings: dict[str, torch.Tensor], context: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """{name: (B, *shape)} and (B, *context_shape) -> e (B, N, d) and c (B, d), float32."""
         e = torch.stack([adapter(embeddings[name]) for name, adapter in self.adapters.items()], dim=1).float()
         return e, self.context_adapter(context).float() if self.uses_context else None
 
-    def state_and_weights(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def state_and_weights(
+        self, embeddings: dict[str, torch.Tensor], context: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """State h (B, d) and the weights that made it (B, N)."""
         e, c = self.adapt(embeddings, context)
-        with torch.autocast(e.device.type, enabled=False):  # scores and weights are float32, also where the adapters are not
+        with torch.autocast(
+            e.device.type, enabled=False
+        ):  # scores and weights are float32, also where the adapters are not
             w = self.scores(e, c).softmax(dim=1)
             return (w[:, :, None] * e).sum(dim=1), w
 
@@ -53,11 +73,13 @@ class WeightedSum(nn.Module):
         return self.state_and_weights(embeddings, context)[0]
 
     def attention(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
-        """The weights that `forward` uses: (B, N), each row non-negative with sum one, columns in the order of `embedding_shapes`."""
+        """The weights that `forward` uses: (B, N), each row non-negative with sum one, columns in the order of
+        `embedding_shapes`."""
         return self.state_and_weights(embeddings, context)[1]
 
     def add_model(self, name: str, shape: tuple[int, ...]) -> None:
-        """Give a new model an adapter of its own; its column comes last. Raises ValueError if the name is taken or the shape is none."""
+        """Give a new model an adapter of its own; its column comes last. Raises ValueError if the name is taken or the
+        shape is none."""
         if name in self.adapters:
             raise ValueError(f"{name} is one of the models already.")
         device = next(self.parameters()).device

@@ -1,12 +1,15 @@
 """Weight Sharing Attention (Piccoli et al. 2025, arXiv 2507.07197, section 4).
 
-One small network, shared by all models, scores each adapted embedding in the light of the context; the state is their weighted sum:
+One small network, shared by all models, scores each adapted embedding in the light of the context; the state is their
+weighted sum:
 
     s_i = f([c ; e_i]),   w = softmax(s),   h = sum_i w_i e_i
 
-Because f is shared its size does not depend on the number of models, so that a model can come or go while the agent lives.
+Because f is shared its size does not depend on the number of models, so that a model can come or go while the agent
+lives.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,18 +22,29 @@ from combiners.weighted_sum import WeightedSum
 HIDDEN = 64  # units of the hidden layer, where f has one
 
 
+@dataclass
+class Options:
+    """--combiner wsa"""
+
+    scorer: Literal["published", "linear", "hidden", "bounded"] | None = None
+    """wsa: the shared weight network (default: published, one layer with a ReLU, which can die; linear: without it, so
+    that the context cancels out in the softmax; hidden: a hidden layer; bounded: the same, with scores in [-1, 1])"""
+
+
 class WeightSharingAttention(WeightedSum):
     """`WeightedSum` whose scores are those of the Shared Weight Network f.
 
     Args:
         scorer: what f is.
-            "published": ReLU(Linear(2d, 1)). It can die: where all scores are 0, the weights are 1/N and nothing is learnt from them.
-            "linear": Linear(2d, 1). Being one linear layer, it adds the context's share to all scores of a sample alike, and the softmax
-            takes that out again: the weights do not depend on the context.
-            "hidden" (ours): e_i and c brought to one scale (layer normalisation without parameters), Linear(2d, 64), tanh, Linear(64, 1),
-            whose last layer starts near 0, so that the weights start near even. It cannot die, and the context can move the weights.
-            "bounded" (ours): the same with a tanh at its end, so that no score leaves [-1, 1], and no model's weight can go to 0: of four
-            models the largest is at most e / (e + 3 / e) = 0.71, the smallest at least 0.04.
+            "published": ReLU(Linear(2d, 1)). It can die: where all scores are 0, the weights are 1/N and nothing is
+            learnt from them.
+            "linear": Linear(2d, 1). Being one linear layer, it adds the context's share to all scores of a sample alike,
+            and the softmax takes that out again: the weights do not depend on the context.
+            "hidden" (ours): e_i and c brought to one scale (layer normalisation without parameters), Linear(2d, 64),
+            tanh, Linear(64, 1), whose last layer starts near 0, so that the weights start near even. It cannot die, and
+            the context can move the weights.
+            "bounded" (ours): the same with a tanh at its end, so that no score leaves [-1, 1], and no model's weight can
+            go to 0: of four models the largest is at most e / (e + 3 / e) = 0.71, the smallest at least 0.04.
     """
 
     def __init__(
@@ -59,9 +73,9 @@ class WeightSharingAttention(WeightedSum):
     def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
         """How the scorer fares on a batch of observations in random order.
 
-        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's context: half the sum of
-        the absolute differences, from 0 to 1. With "published" also "dead_scores": the share of scores that its ReLU holds at 0, where no
-        gradient passes.
+        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's context:
+        half the sum of the absolute differences, from 0 to 1. With "published" also "dead_scores": the share of scores
+        that its ReLU holds at 0, where no gradient passes.
         """
         e, c = self.adapt(embeddings, context)
         with torch.autocast(e.device.type, enabled=False):

@@ -1,16 +1,18 @@
 """The pre-trained models: each file has one network and the loss that trains it without reward.
 
-A network takes the agent's own observation, uint8 (B, 4, 84, 84), oldest frame first, picks the frames it needs and scales them itself,
-so that nothing differs between pre-training and use. `load_encoder` opens a stored one, frozen.
+A network takes the agent's own observation, uint8 (B, 4, 84, 84), oldest frame first, picks the frames it needs and
+scales them itself, so that nothing differs between pre-training and use. `load_encoder` opens a stored one, frozen.
 
 What `pretrain_encoders.py` finds in a pre-training (a value of PRETRAININGS):
-    stored_models()                    what is kept at the end: name -> network
-    loss(obs, later_obs, progress)     uint8 (B, 4, 84, 84) twice, progress from 0 to 1 over the run -> dict of (): "loss" and its parts
-    offsets                            later_obs comes (lowest, highest) steps after obs, in the same game
-    picture(obs, later_obs)            {title: grey images (B, 1, 84, 84) in [0, 1]}, perhaps "keypoints" (B, K, 2)
-    steps, batch_size                  by budget: "cpu" or "paper"
+    stored_models()               what is kept at the end: name -> network
+    loss(obs, later_obs, progress)
+                                  uint8 (B, 4, 84, 84) twice, progress from 0 to 1 over the run -> dict of (): "loss" and
+                                  its parts
+    offsets                       later_obs comes (lowest, highest) steps after obs, in the same game
+    picture(obs, later_obs)       {title: grey images (B, 1, 84, 84) in [0, 1]}, perhaps "keypoints" (B, K, 2)
+    steps, batch_size             by budget: "cpu" or "paper"
     adam, learning_rate_factor(progress)
-    max_grad_norm, patience            None: not clipped; validations without a lower loss before it stops, None: it never does
+    max_grad_norm, patience       None: not clipped; validations without a lower loss before it stops, None: never
 """
 
 from pathlib import Path
@@ -19,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-import storage
 from encoders.autoencoder import Autoencoder, AutoencoderPretraining
 from encoders.frame_prediction import FramePrediction, FramePredictionPretraining
 from encoders.image_completion import ImageCompletion, ImageCompletionPretraining
@@ -29,7 +30,10 @@ from encoders.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderPret
 from encoders.object_masks import ObjectMasks, ObjectMasksPretraining
 from encoders.state_representation import StateRepresentation, StateRepresentationPretraining
 from encoders.transporter import TransporterPretraining
-from storage import InputError
+from housekeeping import files
+from housekeeping.flags import InputError
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"  # this repository's stored models, from anywhere
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "state_representation": StateRepresentation,
@@ -57,15 +61,18 @@ FORMAT_VERSION = 1
 
 
 def save_encoder(path: Path, name: str, pretraining: nn.Module, description: dict[str, Any]) -> None:
-    """Store the model `name` of a pre-training in half precision, with what it is: `description` holds game, training data, steps, losses.
+    """Store the model `name` of a pre-training in half precision, with what it is: `description` holds game, training
+    data, steps, losses.
 
-    What is only needed to train it or to judge it (a decoder, say) is kept beside it, as "heads"; it is small. A tensor that half
-    precision cannot hold (it would become infinite) stays in single precision.
+    What is only needed to train it or to judge it (a decoder, say) is kept beside it, as "heads"; it is small. A tensor
+    that half precision cannot hold (it would become infinite) stays in single precision.
     """
     models = pretraining.stored_models()
     in_models = {id(tensor) for model in models.values() for tensor in model.state_dict(keep_vars=True).values()}
-    heads = {key: half_if_finite(t) for key, t in pretraining.state_dict(keep_vars=True).items() if id(t) not in in_models}
-    storage.save(
+    heads = {
+        key: half_if_finite(t) for key, t in pretraining.state_dict(keep_vars=True).items() if id(t) not in in_models
+    }
+    files.save(
         {
             "kind": "encoder",
             "version": FORMAT_VERSION,
@@ -94,17 +101,19 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         game: if given, the model must be of this game, e.g. "Pong".
 
     Returns:
-        A module that maps uint8 (B, 4, 84, 84) to its embedding, with `output_shape` (without the batch), `description` (what the file says
-        of itself) and `sha256` (of the file).
+        A module that maps uint8 (B, 4, 84, 84) to its embedding, with `output_shape` (without the batch), `description`
+        (what the file says of itself) and `sha256` (of the file).
 
     Raises:
         InputError: no such file, damaged, of another game, or its weights do not fit its network.
     """
     path = Path(path)
-    payload = storage.load(path, "encoder")
+    payload = files.load(path, "encoder")
     description = {key: value for key, value in payload.items() if key not in ("state", "heads")}
     if payload.get("version") != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {payload.get('version')}, this project reads version {FORMAT_VERSION}.")
+        raise InputError(
+            f"{path}: format version {payload.get('version')}, this project reads version {FORMAT_VERSION}."
+        )
     if payload.get("name") not in ENCODERS:
         raise InputError(f"{path}: a model named '{payload.get('name')}'; the known ones are {', '.join(ENCODERS)}.")
     if game is not None and payload.get("game") != game:
@@ -112,18 +121,20 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
     model = ENCODERS[payload["name"]]()
     if tuple(payload["output_shape"]) != tuple(model.output_shape):
         raise InputError(
-            f"{path}: its output shape is {tuple(payload['output_shape'])}, {payload['name']} here gives {model.output_shape}."
+            f"{path}: its output shape is {tuple(payload['output_shape'])}, {payload['name']} here gives "
+            f"{model.output_shape}."
         )
     try:
         model.load_state_dict(payload["state"])
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit the network of {payload['name']}.") from error
-    model.description, model.sha256 = description, storage.sha256(path)
+    model.description, model.sha256 = description, files.sha256(path)
     return model.requires_grad_(False).eval().to(device)
 
 
 def load_pretraining(folder: Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """The whole pre-training that made `folder`/`name`.pt, with its stored weights, frozen: to compute its loss or to draw its picture.
+    """The whole pre-training that made `folder`/`name`.pt, with its stored weights, frozen: to compute its loss or to
+    draw its picture.
 
     Raises:
         InputError: as `load_encoder`, for each model that the pre-training made.
@@ -131,5 +142,5 @@ def load_pretraining(folder: Path, name: str, device: torch.device | str = "cpu"
     pretraining = PRETRAININGS[name]()
     for model_name, model in pretraining.stored_models().items():
         model.load_state_dict(load_encoder(Path(folder) / f"{model_name}.pt").state_dict())
-    pretraining.load_state_dict(storage.load(Path(folder) / f"{name}.pt", "encoder")["heads"], strict=False)
+    pretraining.load_state_dict(files.load(Path(folder) / f"{name}.pt", "encoder")["heads"], strict=False)
     return pretraining.requires_grad_(False).eval().to(device)

@@ -1,7 +1,7 @@
 """The State Encoder: a convolutional autoencoder of the newest frame, in the Nature CNN's style.
 
-Piccoli et al. 2025 (arXiv 2507.07197) use its encoder as the context of Weight Sharing Attention. Sizes: 1-32 kernel 8 stride 4, 32-64
-kernel 3, 64-64 kernel 3; the decoder mirrors them.
+Piccoli et al. 2025 (arXiv 2507.07197) use its encoder as the context of Weight Sharing Attention. Sizes: 1-32 kernel 8
+stride 4, 32-64 kernel 3, 64-64 kernel 3; the decoder mirrors them.
 """
 
 import torch

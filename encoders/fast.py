@@ -11,8 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy in which each convolution does the work of the batch norm behind it (w' = w g / s, b' = (b - m) g / s + shift), and each ReLU
-    overwrites its input.
+    """A copy in which each convolution does the work of the batch norm behind it (w' = w g / s, b' = (b - m) g / s +
+    shift), and each ReLU overwrites its input.
 
     Args:
         model: in evaluation mode; within its `nn.Sequential`s each batch norm directly behind a convolution is folded.

@@ -13,7 +13,8 @@ HIDDEN = 20  # side of the black square
 
 
 class ImageCompletion(nn.Module):
-    """Frame stack uint8 (B, 4, 84, 84) -> map (B, 64, 16, 16), all numbers non-negative. Sees the newest frame only, all of it."""
+    """Frame stack uint8 (B, 4, 84, 84) -> map (B, 64, 16, 16), all numbers non-negative. Sees the newest frame only,
+    all of it."""
 
     input = "newest frame"
     output_shape = (64, 16, 16)
@@ -61,7 +62,8 @@ class ImageCompletionPretraining(nn.Module):
 
 
 def hide_square(obs: torch.Tensor) -> torch.Tensor:
-    """Black out a square of 20x20 at a random place of each sample, in all its frames; uint8 (B, 4, 84, 84), a new tensor."""
+    """Black out a square of 20x20 at a random place of each sample, in all its frames; uint8 (B, 4, 84, 84), a new
+    tensor."""
     top, left = torch.randint(84 - HIDDEN + 1, (2, len(obs), 1), device=obs.device)
     place = torch.arange(84, device=obs.device)
     rows, columns = (place >= top) & (place < top + HIDDEN), (place >= left) & (place < left + HIDDEN)  # (B, 84)

@@ -1,6 +1,7 @@
 """The Transporter's keypoint network (Kulkarni et al. 2019, arXiv 1906.11883): where the things are that move.
 
-Each of the K = 4 maps is high where its keypoint is. It is trained together with `keypoint_features`, in `transporter.py`.
+Each of the K = 4 maps is high where its keypoint is. It is trained together with `keypoint_features`, in
+`transporter.py`.
 """
 
 import torch
@@ -39,7 +40,8 @@ def keypoints(maps: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_maps(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Coordinates (B, K, 2) -> maps (B, K, height, width), exp(-d^2 / std^2) with d the distance to the keypoint: 1 at the keypoint."""
+    """Coordinates (B, K, 2) -> maps (B, K, height, width), exp(-d^2 / std^2) with d the distance to the keypoint: 1 at
+    the keypoint."""
     x = torch.linspace(-1, 1, width, device=points.device)
     y = torch.linspace(-1, 1, height, device=points.device)
     squared_x = (x - points[:, :, 0:1]).square()  # (B, K, width)

@@ -1,7 +1,9 @@
-"""Masked autoencoder (He et al. 2022, arXiv 2111.06377): a small vision transformer that rebuilds the screen from a quarter of its patches.
+"""Masked autoencoder (He et al. 2022, arXiv 2111.06377): a small vision transformer that rebuilds the screen from a
+quarter of its patches.
 
-The screen is cut into 7x7 patches of 12x12 pixels (all four frames of the stack in one patch). Three quarters of them are taken away before
-the encoder; a light decoder, given the rest and the places of what is missing, must draw the missing ones.
+The screen is cut into 7x7 patches of 12x12 pixels (all four frames of the stack in one patch). Three quarters of them
+are taken away before the encoder; a light decoder, given the rest and the places of what is missing, must draw the
+missing ones.
 """
 
 import torch
@@ -31,7 +33,8 @@ def patches(x: torch.Tensor) -> torch.Tensor:
 
 
 class MaskedAutoencoder(nn.Module):
-    """Frame stack uint8 (B, 4, 84, 84) -> vector (B, 192), the mean over the patches' features. Sees the whole stack, nothing masked."""
+    """Frame stack uint8 (B, 4, 84, 84) -> vector (B, 192), the mean over the patches' features. Sees the whole stack,
+    nothing masked."""
 
     input = "4 frames"
     output_shape = (WIDTH,)
@@ -51,7 +54,8 @@ class MaskedAutoencoder(nn.Module):
 
 
 class MaskedAutoencoderPretraining(nn.Module):
-    """Draw the patches that were taken away: mean squared error on their pixels in [0, 1] (He et al. 2022, section 3)."""
+    """Draw the patches that were taken away: mean squared error on their pixels in [0, 1] (He et al. 2022, section
+    3)."""
 
     offsets = (0, 0)
     steps = {"cpu": 3_000, "paper": 100_000}
@@ -72,7 +76,9 @@ class MaskedAutoencoderPretraining(nn.Module):
         return {"masked_autoencoder": self.encoder}
 
     def learning_rate_factor(self, progress: float) -> float:
-        return min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3  # ours: a short warm-up, then linearly down to a thousandth
+        return (
+            min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3
+        )  # ours: a short warm-up, then linearly down to a thousandth
 
     def rebuild(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> all patches drawn (B, 49, 576), and which were masked, bool (B, 49)."""
@@ -81,7 +87,9 @@ class MaskedAutoencoderPretraining(nn.Module):
         index = seen[:, :, None].expand(-1, -1, WIDTH)
         features = self.to_decoder(self.encoder.blocks(self.encoder.tokens(obs).gather(1, index)))
         index = seen[:, :, None].expand(-1, -1, DECODER_WIDTH)
-        everything = self.mask_token.expand(len(obs), NUM_PATCHES, -1).scatter(1, index, features.to(self.mask_token.dtype))
+        everything = self.mask_token.expand(len(obs), NUM_PATCHES, -1).scatter(
+            1, index, features.to(self.mask_token.dtype)
+        )
         masked = torch.ones(len(obs), NUM_PATCHES, dtype=torch.bool, device=obs.device).scatter(1, seen, False)
         return self.decoder(everything + self.position_embedding), masked
 

@@ -1,7 +1,7 @@
 """Motion-based segmentation from MOREL (Goel et al. 2018, arXiv 1806.01838): things are what moves together.
 
-From two consecutive frames the network predicts masks, one translation for each mask, and one for the camera. Moved along these, the newer
-frame must become the older one. The masks are the embedding.
+From two consecutive frames the network predicts masks, one translation for each mask, and one for the camera. Moved
+along these, the newer frame must become the older one. The masks are the embedding.
 """
 
 import torch
@@ -55,7 +55,8 @@ class ObjectMasks(nn.Module):
 
 
 class ObjectMasksPretraining(nn.Module):
-    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its price."""
+    """Rebuild the older frame by moving the newer one: structural dissimilarity, and moved area must be worth its
+    price."""
 
     offsets = (0, 0)  # one observation a sample: the two frames are in it
     steps = {"cpu": 5_000, "paper": 500_000}
@@ -77,22 +78,29 @@ class ObjectMasksPretraining(nn.Module):
         return 1.0 - progress
 
     def rebuild(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 (B, 4, 84, 84) -> older frame rebuilt (B, 1, 84, 84), masks (B, 20, 84, 84), translations (B, 20, 2)."""
+        """uint8 (B, 4, 84, 84) -> older frame rebuilt (B, 1, 84, 84), masks (B, 20, 84, 84), translations (B, 20,
+        2)."""
         features = self.encoder.features(obs)
         masks = self.encoder.masks(features)
         translations = self.translations(features).unflatten(1, (NUM_OBJECTS, 2))
         motion = torch.einsum("bkhw,bkc->bchw", masks, translations)  # the sum over objects of mask times translation
-        displacement = 0.01 * SIZE * (motion + self.camera(features)[:, :, None, None]).float()  # (B, 2, 84, 84), pixels
+        displacement = (
+            0.01 * SIZE * (motion + self.camera(features)[:, :, None, None]).float()
+        )  # (B, 2, 84, 84), pixels
         return displace(obs[:, -1:].float() / 255.0, displacement), masks, translations
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         rebuilt, masks, translations = self.rebuild(obs)
         with torch.autocast(obs.device.type, enabled=False):  # variances are small differences: not in bfloat16
             dissimilarity = (1 - ssim(rebuilt.float(), obs[:, -2:-1].float() / 255.0)) / 2
-        # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its weight grows
-        # from 0 to 1 over the run (published: by 1e-5 a step).
+        # Mean of |mask times translation| over objects, directions and pixels; masks are positive, so it factors. Its
+        # weight grows from 0 to 1 over the run (published: by 1e-5 a step).
         flow_regularization = (masks.float().mean(dim=(2, 3))[:, :, None] * translations.float().abs()).mean()
-        return {"loss": dissimilarity + progress * flow_regularization, "dissimilarity": dissimilarity, "moved_area": flow_regularization}
+        return {
+            "loss": dissimilarity + progress * flow_regularization,
+            "dissimilarity": dissimilarity,
+            "moved_area": flow_regularization,
+        }
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Grey images (B, 1, 84, 84) in [0, 1], by what they show."""
@@ -110,7 +118,8 @@ class ObjectMasksPretraining(nn.Module):
 
 
 def displace(frame: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Sample `frame` (B, 1, H, W) at each pixel's place plus `displacement` (B, 2, H, W; x and y in pixels), bilinear, border clamped."""
+    """Sample `frame` (B, 1, H, W) at each pixel's place plus `displacement` (B, 2, H, W; x and y in pixels), bilinear,
+    border clamped."""
     height, width = frame.shape[2:]
     x = torch.arange(width, device=frame.device) + displacement[:, 0]  # (B, H, W)
     y = torch.arange(height, device=frame.device)[:, None] + displacement[:, 1]
@@ -119,7 +128,8 @@ def displace(frame: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5) -> torch.Tensor:
-    """Mean structural similarity of images (B, 1, H, W) in [0, 1] (Wang et al. 2004, eq. 13), under a Gaussian window; 1 if equal."""
+    """Mean structural similarity of images (B, 1, H, W) in [0, 1] (Wang et al. 2004, eq. 13), under a Gaussian window;
+    1 if equal."""
     distance = torch.arange(window, device=a.device) - window // 2
     gauss = torch.exp(-distance.square() / (2 * sigma**2))
     gauss = gauss / gauss.sum()

@@ -1,21 +1,20 @@
 """Models that come from no stored file: one's own, untrained ones, and the random context of the published code."""
 
-import importlib
-import sys
-
 import numpy as np
 import torch
 import torch.nn as nn
 
-from storage import InputError
+from housekeeping.flags import InputError, import_own
 
 
 def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module:
-    """A model that comes from no file: "my_module:MyEncoder" (a class or a function that gives an nn.Module), one of ENCODERS untrained, or
-    "random", the State Encoder initialised as the published code's framework does by mistake (orthogonal, gain sqrt 2).
+    """A model that comes from no file: "my_module:MyEncoder" (a class or a function that gives an nn.Module), one of
+    ENCODERS untrained, or "random", the State Encoder initialised as the published code's framework does by mistake
+    (orthogonal, gain sqrt 2).
 
     Raises:
-        InputError: it cannot be imported, is no nn.Module, or does not map uint8 (B, 4, 84, 84) to (B, n) or (B, C, H, W).
+        InputError: it cannot be imported, is no nn.Module, or does not map uint8 (B, 4, 84, 84) to (B, n) or (B, C, H,
+        W).
     """
     if spec == "random":
         model = networks["autoencoder"]()
@@ -26,14 +25,13 @@ def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module
         return model
     if spec in networks:
         return networks[spec]()
-    module_name, _, attribute = spec.rpartition(":")
-    sys.path.insert(0, "")  # modules of the folder in which one works
     try:
-        model = getattr(importlib.import_module(module_name), attribute)()
+        model = import_own(spec)()
+    except InputError:
+        raise
     except Exception as error:  # someone else's code: anything can happen
-        raise InputError(f"{spec}: cannot be made ({type(error).__name__}: {error}); write module:name of a class or function.") from error
-    finally:
-        sys.path.pop(0)
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{spec}: cannot be made ({reason}); write module:name of a class or function.") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: gives {type(model).__name__}, not an nn.Module.")
     try:

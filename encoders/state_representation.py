@@ -1,7 +1,8 @@
 """ST-DIM (Anand et al. 2019, arXiv 1906.08226): what stays predictable from one moment to the next, found by contrast.
 
-The features of one observation must tell the next observation of the same game apart from observations of other games in the batch,
-place by place. What changes the screen in a predictable way (balls, paddles, scores) is thereby encoded, also where it is small.
+The features of one observation must tell the next observation of the same game apart from observations of other games
+in the batch, place by place. What changes the screen in a predictable way (balls, paddles, scores) is thereby encoded,
+also where it is small.
 """
 
 import numpy as np
@@ -28,7 +29,9 @@ class StateRepresentation(nn.Module):
         )
         self.head = nn.Linear(32 * 7 * 7, 512)
         for layer in (self.local[0], self.local[2], self.local[4], self.head):
-            nn.init.orthogonal_(layer.weight, np.sqrt(2))  # under PyTorch's smaller default all scores are equal and learning stalls
+            nn.init.orthogonal_(
+                layer.weight, np.sqrt(2)
+            )  # under PyTorch's smaller default all scores are equal and learning stalls
             nn.init.zeros_(layer.bias)
 
     def local_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,8 +66,12 @@ class StateRepresentationPretraining(nn.Module):
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
-        later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)  # (49, B, 32): place, sample, channel
-        with torch.autocast(obs.device.type, enabled=False):  # at the start all scores are nearly equal: in bfloat16 they would be noise
+        later_patches = (
+            self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)
+        )  # (49, B, 32): place, sample, channel
+        with torch.autocast(
+            obs.device.type, enabled=False
+        ):  # at the start all scores are nearly equal: in bfloat16 they would be noise
             patches, later_patches = patches.float(), later_patches.float()
             global_query = self.global_local(self.encoder.head(patches.flatten(1)))  # (B, 32)
             local_query = self.local_local(patches.flatten(2).permute(2, 0, 1))  # (49, B, 32)
@@ -73,14 +80,16 @@ class StateRepresentationPretraining(nn.Module):
         return {"loss": global_loss + local_loss, "global_local": global_loss, "local_local": local_loss}
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Grey images (B, 1, 84, 84) in [0, 1]: how large the patches are, place by place; there is nothing to reconstruct."""
+        """Grey images (B, 1, 84, 84) in [0, 1]: how large the patches are, place by place; there is nothing to
+        reconstruct."""
         size = self.encoder.local_map(obs).norm(dim=1, keepdim=True)
         size = size / size.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-8)
         return {"frame": obs[:, -1:].float() / 255.0, "size of the local features": F.interpolate(size, size=(84, 84))}
 
 
 def info_nce(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4), the mean over places; queries and keys (places, B, channels).
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4), the mean over places; queries and keys (places, B,
+    channels).
 
     In each place, query i belongs to key i; the batch's other keys in the same place are the negatives.
     """

@@ -1,7 +1,8 @@
 """The Transporter's pre-training (Kulkarni et al. 2019, arXiv 1906.11883, section 3), which makes two models at once.
 
-Two frames of one game, a source and a target. At the target's keypoints the source's features are replaced by the target's, and at the
-source's keypoints they are wiped out; from the result a decoder must draw the target. That only works if the keypoints sit on what moved.
+Two frames of one game, a source and a target. At the target's keypoints the source's features are replaced by the
+target's, and at the source's keypoints they are wiped out; from the result a decoder must draw the target. That only
+works if the keypoints sit on what moved.
 """
 
 import torch
@@ -15,7 +16,8 @@ from encoders.keypoint_maps import KeypointMaps, gaussian_maps, keypoints
 def transport(
     source_features: torch.Tensor, target_features: torch.Tensor, source_maps: torch.Tensor, target_maps: torch.Tensor
 ) -> torch.Tensor:
-    """Put the target's features at its keypoints into the source's features (B, C, H, W), keypoint by keypoint; maps (B, K, H, W).
+    """Put the target's features at its keypoints into the source's features (B, C, H, W), keypoint by keypoint; maps
+    (B, K, H, W).
 
     F := (1 - H_s)(1 - H_t) F + H_t F_t, from F = F_s (section 3, eq. 1, for one keypoint after the other).
     """
@@ -56,12 +58,13 @@ class TransporterPretraining(nn.Module):
         return {"keypoint_features": self.features, "keypoint_maps": self.keypoints}
 
     def learning_rate_factor(self, progress: float) -> float:
-        # Published: times 0.95 every 100,000 of 1,000,000 steps. Ours besides: down to 0 over the last fifth, so that what is stored does
-        # not depend on the last steps' noise.
+        # Published: times 0.95 every 100,000 of 1,000,000 steps. Ours besides: down to 0 over the last fifth, so that
+        # what is stored does not depend on the last steps' noise.
         return 0.95 ** int(progress * 10) * min(1.0, 5 * (1.0 - progress))
 
     def reconstruct(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two observations uint8 (B, 4, 84, 84) -> the target's newest frame drawn (B, 1, 84, 84), its keypoints (B, K, 2)."""
+        """Two observations uint8 (B, 4, 84, 84) -> the target's newest frame drawn (B, 1, 84, 84), its keypoints (B, K,
+        2)."""
         with torch.no_grad():  # the source only provides; it is the target's side that learns
             source_features = self.features(source)
             source_maps = gaussian_maps(keypoints(self.keypoints(source)), *source_features.shape[2:])
@@ -74,7 +77,13 @@ class TransporterPretraining(nn.Module):
         return {"loss": F.mse_loss(self.reconstruct(obs, later_obs)[0], later_obs[:, -1:].float() / 255.0)}
 
     def picture(self, obs: torch.Tensor, later_obs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Grey images (B, 1, 84, 84) in [0, 1], and the target's keypoints (B, K, 2) in [-1, 1] to be drawn on all of them."""
+        """Grey images (B, 1, 84, 84) in [0, 1], and the target's keypoints (B, K, 2) in [-1, 1] to be drawn on all of
+        them."""
         drawn, points = self.reconstruct(obs, later_obs)
         source, target = obs[:, -1:].float() / 255.0, later_obs[:, -1:].float() / 255.0
-        return {"source": source, "target": target, "reconstruction of the target": drawn.clamp(0, 1), "keypoints": points}
+        return {
+            "source": source,
+            "target": target,
+            "reconstruction of the target": drawn.clamp(0, 1),
+            "keypoints": points,
+        }

@@ -6,8 +6,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from atari import env_seeds, fire_action, game_name, lost_life, make_env, make_envs, play_games
-from storage import InputError
+from environments.atari import fire_action, game_name, lost_life, make_env, make_envs, play_games
+from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
 
 
 def test_game_name():
@@ -32,7 +33,9 @@ def test_unknown_games_get_a_hint(env_id, says):
 
 
 def test_seeds_of_neighbouring_runs_share_nothing():
-    seeds = np.concatenate([env_seeds(8, seed, stream, step) for seed in range(5) for stream in range(2) for step in (0, 1024)])
+    seeds = np.concatenate(
+        [env_seeds(8, seed, stream, step) for seed in range(5) for stream in range(2) for step in (0, 1024)]
+    )
     assert len(set(seeds.tolist())) == len(seeds)
     assert seeds.min() >= 0 and seeds.max() < 2**31
     np.testing.assert_array_equal(env_seeds(8, 3, 0), env_seeds(8, 3, 0))
@@ -41,7 +44,8 @@ def test_seeds_of_neighbouring_runs_share_nothing():
 def test_observations_equal_gymnasiums_wrappers():
     envs = make_envs("ALE/Breakout-v5", 1)
     obs, _ = envs.reset(seed=np.array([5]))
-    # ALE's vector environment draws its no-ops itself; the comparison starts at its first observation, with both emulators brought there
+    # ALE's vector environment draws its no-ops itself; the comparison starts at its first observation, with both
+    # emulators brought there
     env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
     env = FrameStackObservation(AtariPreprocessing(env, noop_max=0, frame_skip=4), 4, padding_type="zero")
     plain = gym.make_vec(
@@ -63,7 +67,8 @@ def test_observations_equal_gymnasiums_wrappers():
 
 
 def test_whole_games_in_breakout_against_the_emulator():
-    """Raw scores of whole games, through lost lives, must be what the emulators themselves say: no rewards of one life alone."""
+    """Raw scores of whole games, through lost lives, must be what the emulators themselves say: no rewards of one life
+    alone."""
     envs = make_envs("ALE/Breakout-v5", 3, life_loss_info=True)
     _, info = envs.reset(seed=env_seeds(3, 7))
     rng = np.random.default_rng(0)
@@ -109,14 +114,17 @@ def test_play_games_counts_whole_games_and_repeats():
         return play_games(act, make_envs("ALE/Pong-v5", 2, **options), 3, env_seeds(2, seed, 1))
 
     first = play(3)
-    assert len(first) == 3 and all(-21 <= score <= 21 and length > 500 and not cut_off for score, length, cut_off in first)
+    assert len(first) == 3 and all(
+        -21 <= score <= 21 and length > 500 and not cut_off for score, length, cut_off in first
+    )
     assert first == play(3)
     assert first != play(4)
     assert all(length <= 25 and cut_off for _, length, cut_off in play(3, max_frames_per_game=100))
 
 
 def assert_shows_what_training_saw(game, make):
-    """A single environment against training's, frame by frame, through the end of games: pixels, rewards, ends and lives.
+    """A single environment against training's, frame by frame, through the end of games: pixels, rewards, ends and
+    lives.
 
     `make` gives the environment with no-ops off and games of at most 1,600 frames.
     """
@@ -143,9 +151,12 @@ def test_the_open_environment_shows_what_training_saw(game):
     assert_shows_what_training_saw(game, lambda: make_env(f"ALE/{game}-v5", noop_max=0, max_frames_per_game=1600))
 
 
-@pytest.mark.parametrize(("game", "first", "noop_max"), [("Pong", 1, 2), ("Pong", 1, 6), ("MsPacman", 0, 2), ("MsPacman", 0, 6)])
+@pytest.mark.parametrize(
+    ("game", "first", "noop_max"), [("Pong", 1, 2), ("Pong", 1, 6), ("MsPacman", 0, 2), ("MsPacman", 0, 6)]
+)
 def test_the_open_environment_starts_games_as_training_does(game, first, noop_max):
-    """The emulator's clock after a reset (no-ops, and FIRE where there is one) takes the same values, seen over many resets."""
+    """The emulator's clock after a reset (no-ops, and FIRE where there is one) takes the same values, seen over many
+    resets."""
 
     def clocks(envs, seed):
         found = [envs.reset(seed=seed)[1], *(envs.reset()[1] for _ in range(60))]
@@ -212,7 +223,9 @@ def test_fire_is_forced_where_a_life_was_lost_and_nowhere_else():
 
 def test_a_new_game_is_no_lost_life():
     """The new game's lives may be fewer than those that the game before had won, and nothing was lost."""
-    found = lost_life(np.array([5, 6, 5, 0, 1]), np.array([4, 5, 5, 0, 5]), np.array([False, True, False, False, False]))
+    found = lost_life(
+        np.array([5, 6, 5, 0, 1]), np.array([4, 5, 5, 0, 5]), np.array([False, True, False, False, False])
+    )
     assert found.tolist() == [True, False, False, False, False]
 
 

@@ -1,4 +1,5 @@
-"""Experiments: read as written, interrupted and taken up again without loss or doubling, and reported from what they left."""
+"""Experiments: read as written, interrupted and taken up again without loss or doubling, and reported from what they
+left."""
 
 import csv
 import importlib
@@ -17,25 +18,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from housekeeping import files as storage
 import tyro
+from housekeeping.flags import InputError
 from torch.utils.tensorboard import SummaryWriter
 
 import benchmark.run
 import evaluate
-import storage
 from benchmark import report
 from benchmark.learning_curves import running_mean
 from benchmark.report import centre_and_interval, insert, marked_table
 from benchmark.run import Args, Runner, in_order_of_needs, read_experiment
-from storage import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "benchmark" / "experiments").glob("*.toml"))
 TINY = """
 title = "Tiny"
 seeds = [1, 2]
-flags = "--num-envs 2 --num-steps 32 --total-timesteps 256 --max-frames-per-game 160 --checkpoint-interval 64 --update-epochs 1"
-evaluate = "--episodes 2 --max-frames-per-game 160"
+flags = "--num-envs 2 --num-steps 32 --total-timesteps 256 --max-frames-per-game 160 --checkpoint-interval 64
+--update-epochs 1" evaluate = "--episodes 2 --max-frames-per-game 160"
 
 [[arms]]
 name = "end_to_end"
@@ -45,8 +46,19 @@ published = { Pong = 21.0 }
 
 
 def start(tmp_path: Path, *flags: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmark.run", str(tmp_path / "tiny.toml"), "--runs-dir", str(tmp_path / "runs"), "--threads", "1"]
-    return subprocess.Popen([*command, "--results-dir", str(tmp_path / "results"), *flags], cwd=ROOT, text=True, **options)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmark.run",
+        str(tmp_path / "tiny.toml"),
+        "--runs-dir",
+        str(tmp_path / "runs"),
+        "--threads",
+        "1",
+    ]
+    return subprocess.Popen(
+        [*command, "--results-dir", str(tmp_path / "results"), *flags], cwd=ROOT, text=True, **options
+    )
 
 
 def wait_for(condition, seconds: float = 300) -> None:
@@ -78,14 +90,18 @@ def test_games_seeds_and_placeholders(tmp_path):
     path.write_text(
         'games = ["Pong", "Breakout"]\nseeds = [3, 4]\nflags = "--gamma 0.9"\n'
         '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\ngame_flags = { Pong = "--num-envs 4" }\n'
-        '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy {run:one:3}/checkpoint.pt --flights"\n'
+        '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy " "{run:one:3}/checkpoint.pt --flights"\n'
         '[[arms]]\nname = "chain"\ngames = ["Pong"]\nseeds = [4]\n'
         'steps = ["pretrain_encoders.py --env-id {env_id} --data-dir d/{game}{seed}"]\n'
     )
     runs = {run.name: run for run in read_experiment(path)[1]}
     assert list(runs) == ["one__Pong__3", "one__Breakout__3", "two__Pong__3", "two__Pong__4", "chain__Pong__4"]
-    assert runs["one__Breakout__3"].commands == ["pretrain_policy_atari.py --gamma 0.9 --env-id ALE/Breakout-v5 --seed 3"]
-    assert runs["one__Pong__3"].commands == ["pretrain_policy_atari.py --gamma 0.9 --num-envs 4 --env-id ALE/Pong-v5 --seed 3"]
+    assert runs["one__Breakout__3"].commands == [
+        "pretrain_policy_atari.py --gamma 0.9 --env-id ALE/Breakout-v5 --seed 3"
+    ]
+    assert runs["one__Pong__3"].commands == [
+        "pretrain_policy_atari.py --gamma 0.9 --num-envs 4 --env-id ALE/Pong-v5 --seed 3"
+    ]
     assert list(runs["two__Pong__4"].needs.values()) == ["one__Pong__3"]
     assert runs["chain__Pong__4"].commands == ["pretrain_encoders.py --env-id ALE/Pong-v5 --data-dir d/Pong4"]
 
@@ -124,9 +140,13 @@ def test_runs_that_need_each_other_are_refused(tmp_path):
 
 def test_a_run_that_is_under_way_is_waited_for(tmp_path):
     """Whoever holds a run's lock is at work on it; only then, and if it left no results, it is done here."""
-    (tmp_path / "chain.toml").write_text('[[arms]]\nname = "chain"\nsteps = ["storage.py"]\n')  # a script that does nothing when it is run
+    (tmp_path / "chain.toml").write_text(
+        '[[arms]]\nname = "chain"\nsteps = ["storage.py"]\n'
+    )  # a script that does nothing when it is run
     (run,) = read_experiment(tmp_path / "chain.toml")[1]
-    runner = Runner(Args(tmp_path / "chain.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), [run])
+    runner = Runner(
+        Args(tmp_path / "chain.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), [run]
+    )
     work, result = runner.work_dir(run.name), runner.result_dir(run)
     work.mkdir(parents=True)
     for leaves_results in (False, True):
@@ -148,7 +168,10 @@ def test_a_run_that_is_under_way_is_waited_for(tmp_path):
 
 def test_games_over_a_resumption(tmp_path, monkeypatch):
     """Steps that the checkpoint had not seen are shown once, and the time in between is not time of training."""
-    for began, games, purge in ((1000.0, {10: (1005.0, 3), 20: (1010.0, 4), 30: (1020.0, 5)}, None), (5000.0, {25: (5006.0, 7)}, 21)):
+    for began, games, purge in (
+        (1000.0, {10: (1005.0, 3), 20: (1010.0, 4), 30: (1020.0, 5)}, None),
+        (5000.0, {25: (5006.0, 7)}, 21),
+    ):
         monkeypatch.setattr(time, "time", lambda began=began: began)
         with SummaryWriter(str(tmp_path), purge_step=purge, filename_suffix=str(began)) as writer:
             for step, (when, score) in games.items():
@@ -160,7 +183,8 @@ def test_games_over_a_resumption(tmp_path, monkeypatch):
 
 
 def test_what_else_a_run_has_logged(tmp_path):
-    """Means over equal stretches, and in the report over the last tenth of the run and over runs; a model that has gone has no weight."""
+    """Means over equal stretches, and in the report over the last tenth of the run and over runs; a model that has gone
+    has no weight."""
     with SummaryWriter(str(tmp_path / "events")) as writer:
         for step in range(20):
             writer.add_scalar("weights/a", float(step), step)
@@ -171,11 +195,16 @@ def test_what_else_a_run_has_logged(tmp_path):
     assert rows[:10] == [{"tag": "weights/a", "step": 2 * i + 1, "mean": 2 * i + 0.5} for i in range(10)]
     assert {row["tag"] for row in rows[10:]} == {"weights/gone"} and rows[-1]["step"] == 14
     storage.write_csv(tmp_path / "logged.csv", rows)
-    assert report.read_logged(tmp_path / "logged.csv") == {"weights/a": 18.5} and report.read_logged(tmp_path / "none.csv") == {}
+    assert (
+        report.read_logged(tmp_path / "logged.csv") == {"weights/a": 18.5}
+        and report.read_logged(tmp_path / "none.csv") == {}
+    )
     (run,) = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")[1]
     runs = [replace(run, arm=arm) for arm in ("one", "one", "two", "three")]
     logged = ({"x": 1.0}, {"x": 2.0}, {"y": 0.25}, {})
-    finished = [report.Finished(run, *[np.zeros(1)] * 3, None, of_run) for run, of_run in zip(runs, logged, strict=True)]
+    finished = [
+        report.Finished(run, *[np.zeros(1)] * 3, None, of_run) for run, of_run in zip(runs, logged, strict=True)
+    ]
     assert report.logged_rows(finished) == [
         {"game": "Pong", "arm": "one", "x": "1.5", "y": ""},
         {"game": "Pong", "arm": "two", "x": "", "y": "0.25"},
@@ -183,8 +212,11 @@ def test_what_else_a_run_has_logged(tmp_path):
 
 
 def test_killed_and_begun_again(tmp_path):
-    """SIGKILL in the second run: the first one is left alone, the second one's orphan waited for and not started twice; then the report."""
-    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 512").replace("--checkpoint-interval 64", "--checkpoint-interval 128")
+    """SIGKILL in the second run: the first one is left alone, the second one's orphan waited for and not started twice;
+    then the report."""
+    slow = TINY.replace("--total-timesteps 256", "--total-timesteps 512").replace(
+        "--checkpoint-interval 64", "--checkpoint-interval 128"
+    )
     (tmp_path / "tiny.toml").write_text(slow)
     first = start(tmp_path, "--jobs", "1")
     results, runs = tmp_path / "results" / "tiny", tmp_path / "runs" / "tiny"
@@ -217,7 +249,9 @@ def test_killed_and_begun_again(tmp_path):
         ]
         assert log.startswith(f"# revision {about['revision']}\n") and about["revision"]
         folder = f"runs/tiny/end_to_end__Pong__{seed}"
-        assert about["ran"][0] == f"{about['commands'][0]} --exp-name end_to_end --runs-dir {folder}"  # as it was run, but for our folders
+        assert (
+            about["ran"][0] == f"{about['commands'][0]} --exp-name end_to_end --runs-dir {folder}"
+        )  # as it was run, but for our folders
         assert about["ran"][-1].startswith(f"evaluate.py --checkpoint {folder}/Pong__end_to_end__{seed}__")
         assert {"torch", "gymnasium", "ale-py", "numpy", "cpu"} <= set(about["machine"])
         evaluation = json.loads((results / f"end_to_end__Pong__{seed}" / "evaluation.json").read_text())
@@ -236,7 +270,11 @@ def test_killed_and_begun_again(tmp_path):
             games = list(csv.DictReader(file))
         end = 0.9 * int(games[-1]["step"])
         means.append(np.mean([float(game["raw_score"]) for game in games if int(game["step"]) > end]))
-    assert f"| {np.mean(means):.1f} |" in row and " ".join(f"{mean:.1f}" for mean in means) in row and row.endswith("| 21 |")
+    assert (
+        f"| {np.mean(means):.1f} |" in row
+        and " ".join(f"{mean:.1f}" for mean in means) in row
+        and row.endswith("| 21 |")
+    )
     assert (results / "curves_Pong.png").stat().st_size > 10_000
 
     (tmp_path / "tiny.toml").write_text(TINY)  # other commands: what was finished is not theirs
@@ -247,16 +285,21 @@ def test_killed_and_begun_again(tmp_path):
     for steps in (256, 4096):
         (tmp_path / "tiny.toml").write_text(TINY.replace("--total-timesteps 256", f"--total-timesteps {steps}"))
         _, parsed = read_experiment(tmp_path / "tiny.toml")
-        runner = Runner(Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed)
+        runner = Runner(
+            Args(tmp_path / "tiny.toml", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), parsed
+        )
         with pytest.raises(InputError, match=f"--total-timesteps was 512, now {steps}"):
             runner.train(parsed[0], 0, tmp_path / "log.txt")
 
 
 @pytest.mark.slow
 def test_ctrl_c_and_a_failing_run(tmp_path):
-    """Ctrl-C: the run saves and is resumed by the same command. A run that fails is named, with the last line it wrote."""
+    """Ctrl-C: the run saves and is resumed by the same command. A run that fails is named, with the last line it
+    wrote."""
     text = TINY.replace("--total-timesteps 256", "--total-timesteps 2560").replace("seeds = [1, 2]", "seeds = [1]")
-    (tmp_path / "tiny.toml").write_text(text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n')
+    (tmp_path / "tiny.toml").write_text(
+        text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n'
+    )
     first = start(tmp_path, "--jobs", "1", stderr=subprocess.PIPE)
     runs = tmp_path / "runs" / "tiny"
     wait_for(lambda: list(runs.glob("end_to_end__Pong__1/*/checkpoint.pt")))
@@ -264,12 +307,16 @@ def test_ctrl_c_and_a_failing_run(tmp_path):
     _, said = first.communicate(timeout=300)
     assert first.returncode == 130 and "stopping" in said
     assert not (tmp_path / "results" / "tiny" / "end_to_end__Pong__1" / "run.json").exists()
-    changed = text.replace("--update-epochs 1", "--update-epochs 2")  # a checkpoint of other flags is not trained on as if it were of these
+    changed = text.replace(
+        "--update-epochs 1", "--update-epochs 2"
+    )  # a checkpoint of other flags is not trained on as if it were of these
     (tmp_path / "tiny.toml").write_text(changed)
     other = start(tmp_path, "--jobs", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, _ = other.communicate(timeout=300)
     assert other.returncode == 1 and "--update-epochs was 1, now 2" in said
-    (tmp_path / "tiny.toml").write_text(text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n')
+    (tmp_path / "tiny.toml").write_text(
+        text + '[[arms]]\nname = "wrong"\ncommand = "ppo_e2e_atari.py --num-minibatches 5"\n'
+    )
     second = start(tmp_path, "--jobs", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, complaint = second.communicate(timeout=300)
     assert second.returncode == 1 and "1 of 2 runs failed" in complaint
@@ -280,12 +327,17 @@ def test_ctrl_c_and_a_failing_run(tmp_path):
 
 
 def test_intervals():
-    """The mean of some runs, with scipy's bootstrap; the interquartile mean of many; no interval for few, where it would be their range."""
+    """The mean of some runs, with scipy's bootstrap; the interquartile mean of many; no interval for few, where it
+    would be their range."""
     none = pytest.approx(np.nan, nan_ok=True)
     assert centre_and_interval(np.array([3.0])) == (3.0, none, none)
     assert centre_and_interval(np.array([1.0, 3.0])) == (2.0, none, none)
     centre, low, high = centre_and_interval(np.array([1.0, 1.0, 1.0, 1.0, 6.0]))
-    assert (centre, low, high) == (2.0, 1.0, 4.0)  # 6 is drawn 3 times or more in 5.8% of resamples, 4 times or more in 0.7%
+    assert (centre, low, high) == (
+        2.0,
+        1.0,
+        4.0,
+    )  # 6 is drawn 3 times or more in 5.8% of resamples, 4 times or more in 0.7%
     values = np.array([0.0, 1, 2, 3, 4, 5, 6, 100])
     centre, low, high = centre_and_interval(values)
     assert centre == 3.5 and low < 3.5 < high < 100  # the middle half: 2, 3, 4, 5
@@ -299,31 +351,53 @@ def test_a_suite_makes_a_table(tmp_path):
     _, runs = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")
     folder = tmp_path / runs[0].name
     (folder / "suite").mkdir(parents=True)
-    shutil.copy(ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv", folder / "suite")
+    shutil.copy(
+        ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv",
+        folder / "suite",
+    )
     assert report.tables(tmp_path, runs, []) == {}  # not finished
     (folder / "run.json").write_text(json.dumps({"commands": runs[0].commands, "evaluate": runs[0].evaluate}))
     rows = report.tables(tmp_path, runs, [])["suite"]
-    assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len({row["variation"] for row in rows})
-    unchanged = {"Pong/e2e": "17.2", "Pong/e2e: 95%": "13.3 to 21.1", "Pong/e2e: relative": "1.00", "random play": "-20.5"}
+    assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == len(
+        {row["variation"] for row in rows}
+    )
+    unchanged = {
+        "Pong/e2e": "17.2",
+        "Pong/e2e: 95%": "13.3 to 21.1",
+        "Pong/e2e: relative": "1.00",
+        "random play": "-20.5",
+    }
     assert unchanged.items() <= rows[0].items() and rows[1]["random play"] == ""
-    assert rows[1]["Pong/e2e"] == "-21.0" and rows[1]["Pong/e2e: relative"] == "-0.01" and rows[1]["picture"] == "differs from step 15"
+    assert (
+        rows[1]["Pong/e2e"] == "-21.0"
+        and rows[1]["Pong/e2e: relative"] == "-0.01"
+        and rows[1]["picture"] == "differs from step 15"
+    )
     (easier,) = (row for row in rows if row["variation"] == "difficulty:1")
     assert easier["Pong/e2e: games"] == "10, 3 distinct" and easier["Pong/wsa: games"] == "10, 4 distinct, 3 cut off"
 
 
 def test_suites_of_several_seeds(tmp_path):
-    """A row per seed and variation, and one per variation over seeds: means by hand; random play has no relative score."""
+    """A row per seed and variation, and one per variation over seeds: means by hand; random play has no relative
+    score."""
     (run,) = read_experiment(ROOT / "benchmark" / "experiments" / "changed_games_small.toml")[1]
-    results = storage.read_csv(ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv")
+    results = storage.read_csv(
+        ROOT / "benchmark" / "results" / "changed_games_small" / "suite__Pong__1" / "output" / "results.csv"
+    )
     runs = [replace(run, seed=seed) for seed in (1, 2)]
     assert "suite_over_seeds" not in report.tables(ROOT / "benchmark" / "results" / "changed_games_small", [run], [])
     for seed, one in enumerate(runs, 1):
         (tmp_path / one.name / "again").mkdir(parents=True)
         (tmp_path / one.name / "run.json").write_text(json.dumps({"commands": run.commands, "evaluate": None}))
-        shifted = [row | {"mean": str(float(row["mean"]) + seed), "relative": row["relative"] and str(seed / 4)} for row in results]
+        shifted = [
+            row | {"mean": str(float(row["mean"]) + seed), "relative": row["relative"] and str(seed / 4)}
+            for row in results
+        ]
         shifted[-1]["relative"] = "" if seed == 1 else "-0.001"
         storage.write_csv(tmp_path / one.name / "results.csv", shifted)
-        storage.write_csv(tmp_path / one.name / "again" / "results.csv", shifted)  # another chain's, with the same random play
+        storage.write_csv(
+            tmp_path / one.name / "again" / "results.csv", shifted
+        )  # another chain's, with the same random play
     found = report.tables(tmp_path, runs, [])
     assert [row["seed"] for row in found["suite"] if row["variation"] == "unchanged"] == ["1", "2"]
     first, second = found["suite_over_seeds"][:2]
@@ -336,17 +410,24 @@ def test_suites_of_several_seeds(tmp_path):
 
 
 def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsys):
-    """Their results are read where their maker put them, under the name they have here; the runner has nothing to do for them."""
+    """Their results are read where their maker put them, under the name they have here; the runner has nothing to do
+    for them."""
     experiments, results = tmp_path / "experiments", tmp_path / "results"
     experiments.mkdir()
     arm = '[[arms]]\nname = "{}"\n{}\n'
     maker = 'seeds = [1, 2]\n[[arms]]\nname = "old"\ncommand = "ppo_e2e_atari.py"\n'
-    (experiments / "maker.toml").write_text(maker + arm.format("back", 'of = "shower/own"\nseeds = [1]'))  # shows some of ours in turn
+    (experiments / "maker.toml").write_text(
+        maker + arm.format("back", 'of = "shower/own"\nseeds = [1]')
+    )  # shows some of ours in turn
     (experiments / "shower.toml").write_text(
-        arm.format("own", 'command = "ppo_e2e_atari.py --gamma 0.9"') + arm.format("shown", 'of = "maker/old"\nseeds = [2]')
+        arm.format("own", 'command = "ppo_e2e_atari.py --gamma 0.9"')
+        + arm.format("shown", 'of = "maker/old"\nseeds = [2]')
     )
     _, runs = read_experiment(experiments / "shower.toml")
-    assert [(run.name, run.maker) for run in runs] == [("own__Pong__1", None), ("shown__Pong__2", ("maker", "old__Pong__2"))]
+    assert [(run.name, run.maker) for run in runs] == [
+        ("own__Pong__1", None),
+        ("shown__Pong__2", ("maker", "old__Pong__2")),
+    ]
     for run, score in zip(runs, (3, 5), strict=True):
         folder = run.result_dir(results / "shower")
         folder.mkdir(parents=True)
@@ -355,13 +436,20 @@ def test_runs_of_another_experiment_are_shown_but_not_made_again(tmp_path, capsy
     assert (results / "maker" / "old__Pong__2" / "run.json").is_file()
     report.main(report.Args((experiments / "shower.toml",), str(results)))
     rows = (results / "shower" / "table.md").read_text().splitlines()[2:]
-    assert [row.split(" | ")[1:6] for row in rows] == [["own", "200", "1", "1", "3.0"], ["shown", "200", "1", "1", "5.0"]]
+    assert [row.split(" | ")[1:6] for row in rows] == [
+        ["own", "200", "1", "1", "3.0"],
+        ["shown", "200", "1", "1", "5.0"],
+    ]
     capsys.readouterr()
-    benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
+    benchmark.run.main(
+        Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results))
+    )
     said = capsys.readouterr().out
     assert "1 runs, 1 finished" in said and "shown" not in said and "not finished" not in said
     shutil.rmtree(results / "maker")
-    benchmark.run.main(Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results)))
+    benchmark.run.main(
+        Args(experiments / "shower.toml", list=True, runs_dir=str(tmp_path / "runs"), results_dir=str(results))
+    )
     assert "the table also shows runs that maker.toml makes, which are not finished" in capsys.readouterr().out
     (experiments / "shower.toml").write_text(arm.format("shown", 'of = "maker/old"\nseeds = [3]'))
     with pytest.raises(InputError, match="maker/old is not made there in all these games and seeds"):
@@ -384,7 +472,10 @@ def test_the_readmes_tables_are_what_the_report_makes():
         assert after == text
         marked += names
     assert {"throughput", "scaling", "probes_Pong", "probes_Breakout", "probes_MsPacman"} <= set(marked)
-    assert insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new") == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
+    assert (
+        insert("a\n<!-- report: x -->\nold\n<!-- end -->\nb", "x", "new")
+        == "a\n<!-- report: x -->\nnew\n<!-- end -->\nb"
+    )
 
 
 def test_the_running_mean_is_over_steps():
@@ -400,7 +491,10 @@ def test_runs_wait_for_those_they_need_without_taking_a_place(tmp_path, monkeypa
     path = tmp_path / "some.toml"
     arms = {"slow": "", "waits": 'after = ["slow"]', "free": "", "wrong": "", "fails": 'after = ["wrong"]'}
     path.write_text(
-        "".join(f'[[arms]]\nname = "{name}"\nsteps = ["storage.py {name} {{output}}"]\n{after}\n' for name, after in arms.items())
+        "".join(
+            f'[[arms]]\nname = "{name}"\nsteps = ["storage.py {name} {{output}}"]\n{after}\n'
+            for name, after in arms.items()
+        )
     )
     runs = read_experiment(path)[1]
     runner = Runner(Args(path, jobs=2, runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results")), runs)
@@ -440,23 +534,33 @@ def test_runs_wait_for_another_experiments(tmp_path, monkeypatch):
             (tmp_path / "results" / "first" / "agent__Pong__3" / "run.json").write_text("{}")
         runner.work(run)
         assert runner.finished(run) == finished
-        assert ("it needs agent__Pong__3, which first.toml has not finished" in runner.failed.get(run.name, "")) != finished
+        assert (
+            "it needs agent__Pong__3, which first.toml has not finished" in runner.failed.get(run.name, "")
+        ) != finished
     second.write_text(second.read_text().replace("agent:3", "agent"))
     with pytest.raises(InputError, match="suite__Pong__1 needs first/agent__Pong__1, which is not made there"):
         read_experiment(second)
 
 
 def test_tables_of_other_scripts_by_hand():
-    """The end of a learning curve and of its weights, a ratio of Adam's steps, and the quarters of an agent's weights."""
+    """The end of a learning curve and of its weights, a ratio of Adam's steps, and the quarters of an agent's
+    weights."""
     data = ROOT / "benchmark"
     games = [row for row in storage.read_csv(data / "pong_learning_curves.csv") if row["label"] == "WSA, d = 128"]
     end = np.mean([float(game["raw_score"]) for game in games if int(game["step"]) > int(games[-1]["step"]) - 50_000])
-    logged = [row for row in storage.read_csv(data / "pong_learning_curves_logged.csv") if row["label"] == "WSA, d = 128"]
-    entropy = np.mean([float(row["mean"]) for row in logged if row["tag"] == "weights/entropy" and int(row["step"]) > 0.9 * 830464])
+    logged = [
+        row for row in storage.read_csv(data / "pong_learning_curves_logged.csv") if row["label"] == "WSA, d = 128"
+    ]
+    entropy = np.mean(
+        [float(row["mean"]) for row in logged if row["tag"] == "weights/entropy" and int(row["step"]) > 0.9 * 830464]
+    )
     (row,) = (line for line in marked_table("pong_learning_curves").splitlines() if "| WSA, d = 128 |" in line)
     assert f"| {len(games)} | {end:.1f} |" in row and f"| {entropy:.2f} | 0.00 |" in row
     slowest = storage.read_csv(data / "denormals.csv")[-1]
-    assert f"| {float(slowest['plain_ms']) / float(slowest['flushed_ms']):.1f} |" in marked_table("denormals").splitlines()[-1]
+    assert (
+        f"| {float(slowest['plain_ms']) / float(slowest['flushed_ms']):.1f} |"
+        in marked_table("denormals").splitlines()[-1]
+    )
     assert "Pong/e2e  Pong  unchanged    100       17.13" in marked_table("evaluation_score")
 
 

@@ -1,4 +1,5 @@
-"""Adapters and Weight Sharing Attention against NumPy computations written here, and the properties the paper claims."""
+"""Adapters and Weight Sharing Attention against NumPy computations written here, and the properties the paper
+claims."""
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def numpy_conv(x, weight, bias, stride):
 
 
 def numpy_wsa(parameters, embeddings, context, d):
-    """Weight Sharing Attention in float64 NumPy: the adapters of the published table, shared scorer, softmax, weighted sum."""
+    """Weight Sharing Attention in float64 NumPy: the adapters of the published table, shared scorer, softmax, weighted
+    sum."""
     p = {name: value.detach().double().numpy() for name, value in parameters.items()}
     strides = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
     e = []
@@ -37,7 +39,10 @@ def numpy_wsa(parameters, embeddings, context, d):
         z, prefix = z.double().numpy(), f"adapters.{name}."
         if z.ndim == 4:
             z = numpy_conv(z, p[prefix + "spatial.pointwise.weight"], p[prefix + "spatial.pointwise.bias"], 1)
-            z = np.maximum(numpy_conv(z, p[prefix + "spatial.spatial.weight"], p[prefix + "spatial.spatial.bias"], strides[name]), 0)
+            z = np.maximum(
+                numpy_conv(z, p[prefix + "spatial.spatial.weight"], p[prefix + "spatial.spatial.bias"], strides[name]),
+                0,
+            )
         z = z.reshape(len(z), -1)
         e.append(np.maximum(z @ p[prefix + "linear.weight"].T + p[prefix + "linear.bias"], 0))
     c = context.double().numpy().reshape(len(context), -1)
@@ -111,7 +116,11 @@ def test_models_come_and_go():
 
 def test_published_adapter_sizes():
     # the table of the paper's code: channels, kernels, strides, flattened length
-    expected = {"keypoint_features": (32, 6, 1, 8192), "keypoint_maps": (16, 6, 1, 4096), "object_masks": (16, 5, 5, 4096)}
+    expected = {
+        "keypoint_features": (32, 6, 1, 8192),
+        "keypoint_maps": (16, 6, 1, 4096),
+        "object_masks": (16, 5, 5, 4096),
+    }
     for name, (channels, kernel, stride, flattened) in expected.items():
         adapter = Adapter(name, PAPER_SHAPES[name], 256)
         in_channels = PAPER_SHAPES[name][0]

@@ -6,7 +6,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import storage
 from encoders import ENCODERS, PRETRAININGS, load_encoder, load_pretraining, save_encoder
 from encoders.image_completion import hide_square
 from encoders.keypoint_maps import gaussian_maps, keypoints
@@ -14,7 +13,8 @@ from encoders.masked_autoencoder import MaskedAutoencoderPretraining, patches
 from encoders.object_masks import ObjectMasksPretraining, displace, ssim
 from encoders.state_representation import StateRepresentationPretraining, info_nce
 from encoders.transporter import transport
-from storage import InputError
+from housekeeping import files
+from housekeeping.flags import InputError
 
 PUBLISHED_SHAPES = {
     "state_representation": (512,),
@@ -74,9 +74,17 @@ def test_pixels_are_scaled_once(name):
 
 
 def test_parameter_counts():
-    """Convolution k x k from i to o with bias: o (i k k + 1); batch normalisation: 2 a channel; Linear(i, o): o (i + 1)."""
+    """Convolution k x k from i to o with bias: o (i k k + 1); batch normalisation: 2 a channel; Linear(i, o): o (i +
+    1)."""
     conv_bn = lambda i, o, k: o * i * k * k + 2 * o  # noqa: E731
-    trunk = conv_bn(1, 32, 7) + conv_bn(32, 32, 3) + conv_bn(32, 64, 3) + conv_bn(64, 64, 3) + conv_bn(64, 128, 3) + conv_bn(128, 128, 3)
+    trunk = (
+        conv_bn(1, 32, 7)
+        + conv_bn(32, 32, 3)
+        + conv_bn(32, 64, 3)
+        + conv_bn(64, 64, 3)
+        + conv_bn(64, 128, 3)
+        + conv_bn(128, 128, 3)
+    )
     expected = {
         "autoencoder": 32 * 65 + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
         "state_representation": 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 32 * (64 * 9 + 1) + 512 * (1568 + 1),
@@ -85,7 +93,10 @@ def test_parameter_counts():
         "image_completion": 32 * 65 + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
         "frame_prediction": 32 * (4 * 64 + 1) + 64 * (32 * 9 + 1) + 64 * (64 * 9 + 1),
         # embedding and places; per block: attention in and out, two layers of the perceptron, two norms; the last norm
-        "masked_autoencoder": 192 * 577 + 49 * 192 + 4 * (3 * 192 * 193 + 192 * 193 + 768 * 193 + 192 * 769 + 4 * 192) + 2 * 192,
+        "masked_autoencoder": 192 * 577
+        + 49 * 192
+        + 4 * (3 * 192 * 193 + 192 * 193 + 768 * 193 + 192 * 769 + 4 * 192)
+        + 2 * 192,
         "object_masks": 32 * (2 * 64 + 1)
         + 64 * (32 * 16 + 1)
         + 64 * (64 * 9 + 1)
@@ -182,7 +193,9 @@ def test_transport_keypoint_by_keypoint():
 def test_transporter_learns_from_the_target_only():
     pretraining = PRETRAININGS["keypoint_maps"]().eval()
     seen = []
-    pretraining.features.network[0].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    pretraining.features.network[0].register_forward_hook(
+        lambda module, args, output: seen.append(output.requires_grad)
+    )
     pretraining.loss(random_obs(), random_obs(), 0.0)
     assert seen == [False, True]  # source, then target
 
@@ -216,7 +229,8 @@ def test_ssim_equals_numpy():
 
 
 def test_object_masks_loss():
-    """Displacement and price from masks and translations by plain sums; the price's weight is the progress of the run."""
+    """Displacement and price from masks and translations by plain sums; the price's weight is the progress of the
+    run."""
     pretraining, obs = ObjectMasksPretraining(), random_obs()
     with torch.no_grad():
         masks = pretraining.encoder(obs)
@@ -229,13 +243,17 @@ def test_object_masks_loss():
         for progress in (0.0, 0.25, 1.0):
             losses = pretraining.loss(obs, obs, progress)
             assert losses["moved_area"].item() == pytest.approx(motion.abs().mean().item(), rel=1e-4)
-            assert losses["loss"].item() == pytest.approx((dissimilarity + progress * motion.abs().mean()).item(), rel=1e-4)
+            assert losses["loss"].item() == pytest.approx(
+                (dissimilarity + progress * motion.abs().mean()).item(), rel=1e-4
+            )
 
 
 def test_a_square_is_hidden():
     obs = random_obs(50).clamp(min=1)
     hidden = hide_square(obs)
-    assert not torch.equal(hidden[0] == 0, hidden[1] == 0) and obs.min() == 1  # other places; the observations stay as they are
+    assert (
+        not torch.equal(hidden[0] == 0, hidden[1] == 0) and obs.min() == 1
+    )  # other places; the observations stay as they are
     for sample, before in zip(hidden, obs, strict=True):
         rows, columns = (sample[0] == 0).any(dim=1).nonzero(), (sample[0] == 0).any(dim=0).nonzero()
         top, left = int(rows[0]), int(columns[0])
@@ -246,7 +264,9 @@ def test_a_square_is_hidden():
 def test_frame_prediction_looks_at_the_next_frame():
     pretraining, obs, later = PRETRAININGS["frame_prediction"](), random_obs(), random_obs()
     drawn = pretraining.decoder(pretraining.encoder(obs))
-    assert pretraining.loss(obs, later, 0.0)["loss"].item() == pytest.approx((drawn - later[:, 3:].float() / 255).square().mean().item())
+    assert pretraining.loss(obs, later, 0.0)["loss"].item() == pytest.approx(
+        (drawn - later[:, 3:].float() / 255).square().mean().item()
+    )
 
 
 def test_patches_row_by_row():
@@ -298,7 +318,7 @@ def test_a_stored_model_equals_its_file(name, tmp_path):
     original = pretraining.stored_models()[name].eval()
     out, exact = model(random_obs()), original(random_obs())
     assert out.shape == exact.shape and model.output_shape == PUBLISHED_SHAPES[name]
-    assert model.sha256 == storage.sha256(tmp_path / f"{name}.pt") and model.description["name"] == name
+    assert model.sha256 == files.sha256(tmp_path / f"{name}.pt") and model.description["name"] == name
     whole = load_pretraining(tmp_path, name)
     for key, tensor in pretraining.state_dict().items():  # decoder and all, within half precision
         torch.testing.assert_close(whole.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
@@ -324,7 +344,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         ({"name": "object_masks", "output_shape": [20, 84, 84]}, "do not fit"),
         ({"kind": "checkpoint"}, "expected a file of the kind 'encoder'"),
     ]:
-        storage.save({**payload, **change}, path)
+        files.save({**payload, **change}, path)
         with pytest.raises(InputError, match=says):
             load_encoder(path)
     with pytest.raises(InputError, match="no such file"):

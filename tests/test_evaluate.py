@@ -1,4 +1,5 @@
-"""Evaluation: scores against Gymnasium's own count, repetition, files, weights, fewer models, exported agents, bad input."""
+"""Evaluation: scores against Gymnasium's own count, repetition, files, weights, fewer models, exported agents, bad
+input."""
 
 import csv
 import json
@@ -17,10 +18,11 @@ import evaluate
 import export_agent
 import ppo_e2e_atari
 import ppo_wsa_atari
-import storage
-from atari import env_seeds, make_envs
+from environments.atari import make_envs
 from evaluate import STREAM, Args, games_and_envs, main, summarise, summarise_weights
-from storage import InputError
+from housekeeping import checkpoints, files
+from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "precision": "float32"}
@@ -30,7 +32,12 @@ SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "
 def agents(tmp_path_factory, pretrained_dir) -> dict[str, str]:
     """Checkpoints after one rollout: what is tested here does not depend on how well they play."""
     runs = str(tmp_path_factory.mktemp("runs"))
-    light = {"encoders": ("state_representation", "autoencoder"), "features_dim": 32, "pretrained_dir": pretrained_dir, "runs_dir": runs}
+    light = {
+        "encoders": ("state_representation", "autoencoder"),
+        "features_dim": 32,
+        "pretrained_dir": pretrained_dir,
+        "runs_dir": runs,
+    }
     runs_of = {
         "pong": ppo_e2e_atari.main(ppo_e2e_atari.Args(**SMALL, runs_dir=runs)),
         "breakout": ppo_e2e_atari.main(ppo_e2e_atari.Args(env_id="ALE/Breakout-v5", **SMALL, runs_dir=runs)),
@@ -48,10 +55,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", ["pong", "breakout"])
 def test_scores_are_those_of_gymnasium(agents, name, tmp_path):
     """`RecordEpisodeStatistics` around the same games, played by the same agent, in the order of environments."""
-    args = Args(checkpoint=(agents[name],), episodes=4, num_envs=2, sample=True, output_dir=str(tmp_path), max_frames_per_game=1200)
+    args = Args(
+        checkpoint=(agents[name],),
+        episodes=4,
+        num_envs=2,
+        sample=True,
+        output_dir=str(tmp_path),
+        max_frames_per_game=1200,
+    )
     main(args)
-    agent = storage.load_agent(Path(agents[name]))
-    env_id = storage.load(Path(agents[name]), "checkpoint")["args"]["env_id"]
+    agent = checkpoints.load_agent(Path(agents[name]))
+    env_id = files.load(Path(agents[name]), "checkpoint")["args"]["env_id"]
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(env_id, 2, max_frames_per_game=1200))
     obs, _ = envs.reset(seed=env_seeds(2, 1, STREAM))
     torch.manual_seed(1)
@@ -91,7 +105,9 @@ def test_every_environment_plays_equally_many():
 def test_summary_of_games():
     """Worked out by hand: standard deviation sqrt(5/3), Student's t of 3 degrees of freedom 3.182446."""
     row = summarise([(1, 10, False), (2, 10, False), (3, 10, True), (4, 10, False)])
-    assert row["mean"] == 2.5 and row["std"] == pytest.approx(1.2909944) and row["truncated"] == 1 and row["distinct"] == 4
+    assert (
+        row["mean"] == 2.5 and row["std"] == pytest.approx(1.2909944) and row["truncated"] == 1 and row["distinct"] == 4
+    )
     assert row["ci_high"] - 2.5 == pytest.approx(3.182446 * 1.2909944 / 2, rel=1e-6) == 2.5 - row["ci_low"]
     for lengths, distinct in (((10, 10, 17), 1), ((10, 17, 18), 2), ((30, 10, 20, 16), 3)):
         assert summarise([(1, length, False) for length in lengths])["distinct"] == distinct
@@ -120,20 +136,24 @@ def test_it_writes_into_its_own_folder_only(agents, tmp_path, monkeypatch, capsy
     assert [path for path in tmp_path.iterdir()] == [tmp_path / "evaluations"]
     assert [row["agent"] for row in read_csv(output / "results.csv")] == ["attention", "pixels"]
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("attention  Pong  unchanged") for line in lines) and any(line.startswith("pixels") for line in lines)
+    assert any(line.startswith("attention  Pong  unchanged") for line in lines) and any(
+        line.startswith("pixels") for line in lines
+    )
 
 
 def test_a_checkpoint_of_a_gpu_opens_on_a_cpu(agents, tmp_path, monkeypatch):
     """The file is marked as a GPU's, as torch.save would have done there."""
-    checkpoint = storage.load(Path(agents["pong"]), "checkpoint")
+    checkpoint = files.load(Path(agents["pong"]), "checkpoint")
     path = tmp_path / "gpu.pt"
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-        storage.save(checkpoint, path)
+        files.save(checkpoint, path)
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA"):
             torch.load(path, weights_only=True)
-    main(Args(checkpoint=(str(path),), episodes=1, max_frames_per_game=100, cuda=False, output_dir=str(tmp_path / "out")))
+    main(
+        Args(checkpoint=(str(path),), episodes=1, max_frames_per_game=100, cuda=False, output_dir=str(tmp_path / "out"))
+    )
     assert (tmp_path / "out" / "results.json").exists()
 
 
@@ -142,7 +162,9 @@ def test_a_checkpoint_of_a_gpu_opens_on_a_cpu(agents, tmp_path, monkeypatch):
 
 def test_summary_of_weights():
     never = summarise_weights(np.tile([0.9, 0.1], (8, 1)), ("a", "b"))
-    assert never["movement"] == pytest.approx(0, abs=1e-12) and never["models"]["a"]["std"] == pytest.approx(0, abs=1e-12)
+    assert never["movement"] == pytest.approx(0, abs=1e-12) and never["models"]["a"]["std"] == pytest.approx(
+        0, abs=1e-12
+    )
     assert never["models"]["a"]["mean"] == pytest.approx(0.9)
     assert never["models"]["b"]["mean_by_quarter_of_the_game"] == [pytest.approx(0.1)] * 4
     assert never["entropy_nats"] == pytest.approx(-0.9 * np.log(0.9) - 0.1 * np.log(0.1))
@@ -152,31 +174,48 @@ def test_summary_of_weights():
     assert around_even["movement"] == pytest.approx(1.0) and around_even["entropy_nats"] == pytest.approx(0.0, abs=1e-9)
     # by hand: weights of a are 0.5, 0.9: mean 0.7, variance 0.04; squared distance from 0.5: (0 + 0.16) / 2 = 0.08
     half = summarise_weights(np.array([[0.5, 0.5], [0.9, 0.1]]), ("a", "b"))
-    assert half["variance_over_time"] == pytest.approx(0.04) and half["squared_distance_from_even"] == pytest.approx(0.08)
+    assert half["variance_over_time"] == pytest.approx(0.04) and half["squared_distance_from_even"] == pytest.approx(
+        0.08
+    )
     assert half["movement"] == pytest.approx(0.5)
 
 
 def test_relative_scores_by_hand(tmp_path, monkeypatch):
-    """Random play -20; 10 unchanged and -5 changed is half of the way; an agent at -20 unchanged has no relative score."""
+    """Random play -20; 10 unchanged and -5 changed is half of the way; an agent at -20 unchanged has no relative
+    score."""
     means = iter((-20.0, 10.0, -20.0, -5.0, -30.0))
     monkeypatch.setattr(evaluate, "hackatari_modifications", lambda env_id: ({}, {}))
     monkeypatch.setattr(evaluate, "modes_and_difficulties", lambda env_id: {"mode:1": ""})
-    monkeypatch.setattr(evaluate, "play", lambda act, env_id, variation, *rest: {"variation": variation, "mean": next(means)})
+    monkeypatch.setattr(
+        evaluate, "play", lambda act, env_id, variation, *rest: {"variation": variation, "mean": next(means)}
+    )
     for name in ("plot_suite", "write_results"):
         monkeypatch.setattr(evaluate, name, lambda *rest: None)
     player = SimpleNamespace(act=len, precision="bfloat16")
     agents = [evaluate.Evaluated(label, "", player, "ALE/Pong-v5", "", 0, 0.0) for label in ("good", "bad")]
     rows = evaluate.suite(agents, Args(checkpoint=("good", "bad")), tmp_path)
     assert [row.get("relative") for row in rows] == [None, 1.0, None, 0.5, None]
-    assert [row.get("precision") for row in rows] == [None, *["bfloat16"] * 4]  # what an agent played in; random play has none
+    assert [row.get("precision") for row in rows] == [
+        None,
+        *["bfloat16"] * 4,
+    ]  # what an agent played in; random play has none
 
 
 def test_attention_writes_what_the_agent_weighed(agents, tmp_path):
-    """steps.csv against the weights computed from the frozen models and the formula, along the actions that it says were taken."""
-    main(Args(checkpoint=(agents["wsa"],), attention=True, max_frames_per_game=1200, film_steps=5, output_dir=str(tmp_path)))
+    """steps.csv against the weights computed from the frozen models and the formula, along the actions that it says
+    were taken."""
+    main(
+        Args(
+            checkpoint=(agents["wsa"],),
+            attention=True,
+            max_frames_per_game=1200,
+            film_steps=5,
+            output_dir=str(tmp_path),
+        )
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.gif", "steps.csv", "summary.json", "weights.png"]
     rows = read_csv(tmp_path / "steps.csv")
-    seeing = storage.load_agent(Path(agents["wsa"]))
+    seeing = checkpoints.load_agent(Path(agents["wsa"]))
     combiner, models = seeing.agent.combiner, seeing.frozen.models
     env = evaluate.make_changed_env("ALE/Pong-v5", evaluate.UNCHANGED, max_frames_per_game=1200)
     obs, _ = env.reset(seed=env_seeds(1, 1, STREAM)[0])
@@ -207,13 +246,24 @@ def test_agents_without_weights_get_the_film_alone(agents, tmp_path, capsys):
     settings = {"attention": True, "max_frames_per_game": 400, "film_steps": 3, "film_start": 10}
     main(
         Args(
-            checkpoint=(agents["pong"], agents["linear"]), labels=("pixels", "a/../linear"), output_dir=str(tmp_path / "pixels"), **settings
+            checkpoint=(agents["pong"], agents["linear"]),
+            labels=("pixels", "a/../linear"),
+            output_dir=str(tmp_path / "pixels"),
+            **settings,
         )
     )
     for folder in ("pixels/1_pixels", "pixels/2_a____linear"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["film.gif", "steps.csv"]
         assert list(read_csv(tmp_path / folder / "steps.csv")[0]) == ["step", "action", "reward", "score", "lives"]
-    main(Args(checkpoint=(agents["pong"],), attention=True, max_frames_per_game=400, film_start=5000, output_dir=str(tmp_path / "late")))
+    main(
+        Args(
+            checkpoint=(agents["pong"],),
+            attention=True,
+            max_frames_per_game=400,
+            film_start=5000,
+            output_dir=str(tmp_path / "late"),
+        )
+    )
     assert "no film: the game was over" in capsys.readouterr().out and not (tmp_path / "late" / "film.gif").exists()
 
 
@@ -221,7 +271,7 @@ def test_fewer_models(agents, tmp_path):
     """What an agent does without one of two models is what the other one alone gives: its weight is 1."""
     quick = {"episodes": 1, "max_frames_per_game": 200}
     main(Args(checkpoint=(agents["wsa"],), drop_encoders=("state_representation",), output_dir=str(tmp_path), **quick))
-    seeing = storage.load_agent(Path(agents["wsa"]))
+    seeing = checkpoints.load_agent(Path(agents["wsa"]))
     adapter = seeing.agent.combiner.adapters["autoencoder"]
     seeing.drop("state_representation")
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8))
@@ -248,7 +298,8 @@ def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys, monkey
     listed = capsys.readouterr().out
     assert "mode:44" in listed and "difficulty:1" in listed and "mode:0 " not in listed
     plain, changed = (
-        evaluate.make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in (evaluate.UNCHANGED, "mode:16+difficulty:1")
+        evaluate.make_changed_env("ALE/Breakout-v5", name, noop_max=0)
+        for name in (evaluate.UNCHANGED, "mode:16+difficulty:1")
     )
     assert not np.array_equal(plain.reset(seed=1)[0], changed.reset(seed=1)[0])
     other = gym.make("ALE/Breakout-v5", mode=16, difficulty=1, frameskip=1, repeat_action_probability=0.0)
@@ -262,17 +313,22 @@ def test_modes_and_difficulties_change_the_game(agents, tmp_path, capsys, monkey
     assert evaluate.first_difference("ALE/Pong-v5", evaluate.UNCHANGED) == "no pixel in 200 steps"
     assert evaluate.first_difference("ALE/Pong-v5", "difficulty:2").startswith("differs from step")
     with pytest.raises(
-        InputError, match="Pong has no such variation; the known ones are .*mode:1, difficulty:1, difficulty:2, difficulty:3"
+        InputError,
+        match="Pong has no such variation; the known ones are .*mode:1, difficulty:1, difficulty:2, difficulty:3",
     ):
         main(Args(checkpoint=(agents["pong"],), variation=("mode:7",), **quick))
 
 
 def test_without_hackatari_one_sentence_says_how_to_get_it(agents, tmp_path, monkeypatch, capsys):
     find_spec = evaluate.importlib.util.find_spec
-    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: None if name == "hackatari" else find_spec(name))
+    monkeypatch.setattr(
+        evaluate.importlib.util, "find_spec", lambda name: None if name == "hackatari" else find_spec(name)
+    )
     evaluate.hackatari_modifications.cache_clear()
     for flags in ({"variation": ("gravity",)}, {"suite": True}):
-        with pytest.raises(InputError, match=r"hackatari, which is not installed.*pip install -r requirements-hackatari.txt"):
+        with pytest.raises(
+            InputError, match=r"hackatari, which is not installed.*pip install -r requirements-hackatari.txt"
+        ):
             main(Args(checkpoint=(agents["breakout"],), output_dir=str(tmp_path), **flags))
     main(Args(list_variations=True))
     assert "requirements-hackatari.txt" in capsys.readouterr().out
@@ -297,17 +353,21 @@ def test_both_requirements_files_agree():
 def test_an_exported_agent_plays_and_is_small(agents, name, tmp_path):
     path = tmp_path / "small.pt"
     export_agent.main(export_agent.Args(checkpoint=agents[name], output=str(path)))
-    assert path.stat().st_size < Path(agents[name]).stat().st_size / 5  # half precision, and neither of Adam's two moments
+    assert (
+        path.stat().st_size < Path(agents[name]).stat().st_size / 5
+    )  # half precision, and neither of Adam's two moments
     x = np.random.default_rng(0).integers(0, 256, (16, 4, 84, 84), dtype=np.uint8)
-    whole, small = storage.load_agent(Path(agents[name])), storage.load_agent(path)
+    whole, small = checkpoints.load_agent(Path(agents[name])), checkpoints.load_agent(path)
     for (key, weight), stored in zip(whole.state_dict().items(), small.state_dict().values(), strict=True):
-        rounded = weight if key.startswith("frozen") or not weight.is_floating_point() else weight.half().to(weight.dtype)
+        rounded = (
+            weight if key.startswith("frozen") or not weight.is_floating_point() else weight.half().to(weight.dtype)
+        )
         assert torch.equal(stored, rounded), key
     assert small.act(x, greedy=True).shape == (16,)
     with pytest.raises(InputError, match="there is such a file already"):
         export_agent.main(export_agent.Args(checkpoint=agents[name], output=str(path)))
     script = {"pong": ppo_e2e_atari, "wsa": ppo_wsa_atari}[name]
-    saved = storage.load(path, "checkpoint")["args"]
+    saved = files.load(path, "checkpoint")["args"]
     with pytest.raises(InputError, match="an exported agent can play but not train on"):
         script.main(script.Args(**saved | {"resume": str(path), "total_timesteps": 64}))
 
@@ -341,9 +401,9 @@ def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
     whole = Path(agents["pong"]).read_bytes()
     truncated, foreign = tmp_path / "truncated.pt", tmp_path / "foreign.pt"
     truncated.write_bytes(whole[: len(whole) // 2])
-    storage.save({**storage.load(Path(agents["pong"]), "checkpoint"), "script": "dreamer"}, foreign)
-    storage.save({**storage.load(Path(agents["pong"]), "checkpoint"), "agent": {}}, tmp_path / "shapeless.pt")
-    storage.save({"kind": "checkpoint", "script": 3}, tmp_path / "nameless.pt")
+    files.save({**files.load(Path(agents["pong"]), "checkpoint"), "script": "dreamer"}, foreign)
+    files.save({**files.load(Path(agents["pong"]), "checkpoint"), "agent": {}}, tmp_path / "shapeless.pt")
+    files.save({"kind": "checkpoint", "script": 3}, tmp_path / "nameless.pt")
     encoder = Path(pretrained_dir) / "Pong" / "autoencoder.pt"
     for checkpoint, says in (
         (tmp_path / "nothing.pt", "there is no such file"),
@@ -358,8 +418,8 @@ def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
     empty, other = tmp_path / "empty", tmp_path / "other"
     (other / "Pong").mkdir(parents=True)
     for name in ("state_representation", "autoencoder"):
-        payload = storage.load(Path(pretrained_dir) / "Pong" / f"{name}.pt", "encoder")
-        storage.save({**payload, "comment": "another file"}, other / "Pong" / f"{name}.pt")
+        payload = files.load(Path(pretrained_dir) / "Pong" / f"{name}.pt", "encoder")
+        files.save({**payload, "comment": "another file"}, other / "Pong" / f"{name}.pt")
     for folder, says in (
         (empty, "no stored state_representation, autoencoder; make them with"),
         (other, "is not the one this agent was trained with"),
@@ -372,4 +432,8 @@ def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
 def test_the_command_line_says_one_sentence(tmp_path):
     command = [sys.executable, str(ROOT / "evaluate.py"), "--checkpoint", "nothing.pt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == "error: nothing.pt: there is no such file." and list(tmp_path.iterdir()) == []
+    assert (
+        done.returncode == 1
+        and done.stderr.strip() == "error: nothing.pt: there is no such file."
+        and list(tmp_path.iterdir()) == []
+    )

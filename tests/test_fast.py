@@ -14,15 +14,13 @@ from two_processes import update
 import dqn_bt_atari
 import ppo_e2e_atari
 import ppo_wsa_atari
-import precision
 import pretrain_policy_atari
-import processes
-import storage
 from combiners import COMBINERS
 from encoders import ENCODERS, PRETRAININGS, load_encoder
 from encoders.fast import folded
-from ppo_wsa_atari import typical_frames
-from storage import InputError
+from encoders.frozen import typical_frames
+from housekeeping import files, precision, processes
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PONG = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder")
@@ -37,7 +35,11 @@ def frames() -> torch.Tensor:
 
 def losses(run: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"] if tag.startswith("losses/")}
+    return {
+        tag: [event.value for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag.startswith("losses/")
+    }
 
 
 @pytest.mark.parametrize("name", PONG)
@@ -48,14 +50,18 @@ def test_folded_models_equal_stored_ones(name, frames, pretrained_dir):
     with torch.no_grad():
         torch.testing.assert_close(copy(x), model(x), rtol=1e-5, atol=1e-5 * model(x).abs().max().item())
     norms = [module for module in copy.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert norms == [] and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) == name.startswith("keypoint")
+    assert norms == [] and any(
+        isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()
+    ) == name.startswith("keypoint")
 
 
 def test_folding_is_the_formula():
     """w x + b, minus mean, over the root of variance + eps, times gain, plus shift: on a 1x1 convolution by hand."""
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).eval()
     with torch.no_grad():
-        for tensor, value in zip((model[0].weight, model[0].bias, model[1].weight, model[1].bias), (2.0, 1.0, 3.0, 0.5), strict=True):
+        for tensor, value in zip(
+            (model[0].weight, model[0].bias, model[1].weight, model[1].bias), (2.0, 1.0, 3.0, 0.5), strict=True
+        ):
             tensor.fill_(value)
         model[1].running_mean.fill_(4.0)
         model[1].running_var.fill_(9.0 - model[1].eps)
@@ -85,14 +91,20 @@ def test_rows_are_copied_as_they_are(shape, dtype):
 @pytest.fixture
 def processor(monkeypatch):
     """Makes PyTorch believe that the processor has these instructions."""
-    return lambda **instructions: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **instructions})
+    return lambda **instructions: monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx2": True, **instructions}
+    )
 
 
 @pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16"])
 def test_auto_is_the_faster_precision(processor, capsys, instructions):
     processor(**{instructions: True})
     cpu = torch.device("cpu")
-    assert [precision.choose(wanted, cpu) for wanted in ("auto", "float32", "bfloat16")] == ["bfloat16", "float32", "bfloat16"]
+    assert [precision.choose(wanted, cpu) for wanted in ("auto", "float32", "bfloat16")] == [
+        "bfloat16",
+        "float32",
+        "bfloat16",
+    ]
     assert capsys.readouterr().err == ""
     processor(**{instructions: False})
     assert [precision.choose(wanted, cpu) for wanted in ("auto", "float32")] == ["float32", "float32"]
@@ -113,7 +125,12 @@ def test_layers_for_logits_and_values_stay_float32():
 @pytest.mark.parametrize("name", ENCODERS)
 def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
     """The embedding's root mean square error is below 2% of its size, and it is what the update reads: bfloat16."""
-    flags = {"encoders": (name,), "pretrained_dir": pretrained_dir, "combiner": "uniform", "untrained_encoders": name not in PONG}
+    flags = {
+        "encoders": (name,),
+        "pretrained_dir": pretrained_dir,
+        "combiner": "uniform",
+        "untrained_encoders": name not in PONG,
+    }
     found = {}
     for of in ("float32", "bfloat16"):
         args = ppo_wsa_atari.Args(**flags, precision=of)
@@ -121,15 +138,22 @@ def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
         models.prepare(args, torch.device("cpu"))
         found[of] = models(frames[:16], (name,))[name]
         assert found[of].dtype == getattr(torch, of)
-        assert all(parameter.dtype == torch.float32 for parameter in models.parameters())  # the models themselves stay as stored
+        assert all(
+            parameter.dtype == torch.float32 for parameter in models.parameters()
+        )  # the models themselves stay as stored
     error = (found["bfloat16"].double() - found["float32"]).square().mean() / found["float32"].double().square().mean()
     assert 1e-5 < error.sqrt().item() < 0.02
 
 
 @pytest.mark.parametrize("mode", COMBINERS)
 def test_an_agent_in_bfloat16_is_nearly_one_in_float32(mode, tmp_path, pretrained_dir):
-    """The same seed, one rollout and one update: nearly the same losses; weights, and Adam's moments of them, stay float32."""
-    flags = SMALL | LIGHT | {"pretrained_dir": pretrained_dir, "runs_dir": str(tmp_path), "total_timesteps": 64, "update_epochs": 1}
+    """The same seed, one rollout and one update: nearly the same losses; weights, and Adam's moments of them, stay
+    float32."""
+    flags = (
+        SMALL
+        | LIGHT
+        | {"pretrained_dir": pretrained_dir, "runs_dir": str(tmp_path), "total_timesteps": 64, "update_epochs": 1}
+    )
     flags |= {"num_minibatches": 1, "combiner": mode}
     runs = [ppo_wsa_atari.main(ppo_wsa_atari.Args(**flags | {"precision": of})) for of in ("float32", "bfloat16")]
     exact, rough = (losses(run) for run in runs)
@@ -137,7 +161,7 @@ def test_an_agent_in_bfloat16_is_nearly_one_in_float32(mode, tmp_path, pretraine
     for tag, tolerance in (("losses/value_loss", 0.05), ("losses/entropy", 0.002)):
         assert rough[tag] == pytest.approx(exact[tag], rel=tolerance)
     assert abs(rough["losses/approx_kl"][0]) < 1e-3  # acting and the first update agree on the policy
-    checkpoint = storage.load(runs[1] / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(runs[1] / "checkpoint.pt", "checkpoint")
     moments = [value for state in checkpoint["optimizer"]["state"].values() for value in state.values()]
     assert {tensor.dtype for tensor in (*checkpoint["agent"].values(), *moments)} == {torch.float32}
     assert checkpoint["args"]["precision"] == "bfloat16"
@@ -171,12 +195,14 @@ def test_the_other_scripts_in_bfloat16(script, tmp_path):
     else:
         flags |= {"num_steps": 16, "num_minibatches": 1, "update_epochs": 1}
     runs = [script.main(script.Args(**flags, precision=of)) for of in ("float32", "bfloat16")]
-    exact, rough = (storage.load(run / "checkpoint.pt", "checkpoint")["agent"] for run in runs)
+    exact, rough = (files.load(run / "checkpoint.pt", "checkpoint")["agent"] for run in runs)
     assert {tensor.dtype for tensor in rough.values()} == {torch.float32}
     assert any(not torch.equal(exact[name], rough[name]) for name in exact)
     for name in exact:  # a few steps of Adam at 1e-4: the same way, or hardly apart
         torch.testing.assert_close(rough[name], exact[name], rtol=0, atol=5e-3)
-    if script is pretrain_policy_atari:  # novelty is float32 in both, and the first rollout's actions are drawn from nearly equal policies
+    if (
+        script is pretrain_policy_atari
+    ):  # novelty is float32 in both, and the first rollout's actions are drawn from nearly equal policies
         first, second = (EventAccumulator(str(run)).Reload().Scalars("intrinsic/lifelong")[0].value for run in runs)
         assert first == pytest.approx(second, rel=0.2)
 
@@ -184,18 +210,33 @@ def test_the_other_scripts_in_bfloat16(script, tmp_path):
 def test_agents_from_before_the_flag_play_in_float32(tmp_path, processor):
     """Their checkpoints have no precision; it was float32."""
     processor(avx512_bf16=True)
-    flags = {"total_timesteps": 128, "num_envs": 4, "cuda": False, "runs_dir": str(tmp_path), "learning_starts": 64, "buffer_size": 200}
+    flags = {
+        "total_timesteps": 128,
+        "num_envs": 4,
+        "cuda": False,
+        "runs_dir": str(tmp_path),
+        "learning_starts": 64,
+        "buffer_size": 200,
+    }
     path = dqn_bt_atari.main(dqn_bt_atari.Args(**flags)) / "checkpoint.pt"
-    checkpoint = storage.load(path, "checkpoint")
+    checkpoint = files.load(path, "checkpoint")
     assert dqn_bt_atari.load_agent(path).precision == checkpoint["args"].pop("precision") == "bfloat16"
-    storage.save(checkpoint, path)
+    files.save(checkpoint, path)
     assert dqn_bt_atari.load_agent(path).precision == "float32"
 
 
 @pytest.mark.parametrize("script", [ppo_e2e_atari, ppo_wsa_atari])
-def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(script, tmp_path, pretrained_dir, processor, capsys, frames):
+def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(
+    script, tmp_path, pretrained_dir, processor, capsys, frames
+):
     processor(avx512_bf16=True)
-    flags = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "runs_dir": str(tmp_path)}  # precision: auto
+    flags = {
+        "num_envs": 2,
+        "num_steps": 16,
+        "total_timesteps": 32,
+        "cuda": False,
+        "runs_dir": str(tmp_path),
+    }  # precision: auto
     if script is ppo_wsa_atari:
         flags |= LIGHT | {"pretrained_dir": pretrained_dir}
     path = script.main(script.Args(**flags)) / "checkpoint.pt"
@@ -204,13 +245,19 @@ def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(script,
     assert capsys.readouterr().err == ""
     processor()
     there = script.load_agent(path)
-    assert f"{path}: trained in bfloat16" in (said := capsys.readouterr().err) and "plays in float32" in said and said.count("\n") == 1
+    assert (
+        f"{path}: trained in bfloat16" in (said := capsys.readouterr().err)
+        and "plays in float32" in said
+        and said.count("\n") == 1
+    )
     agents = (here, there) if script is ppo_e2e_atari else (here.agent, there.agent)
     assert [agent.precision for agent in agents] == ["bfloat16", "float32"]
     assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
     there.act(frames[:4].numpy(), greedy=True)
-    script.main(script.Args(**flags | {"resume": str(path), "total_timesteps": 64, "precision": "float32"}))  # and goes on in it
-    assert storage.load(path, "checkpoint")["args"]["precision"] == "float32"
+    script.main(
+        script.Args(**flags | {"resume": str(path), "total_timesteps": 64, "precision": "float32"})
+    )  # and goes on in it
+    assert files.load(path, "checkpoint")["args"]["precision"] == "float32"
 
 
 # ---------------------------------------------------------- several processes
@@ -223,7 +270,8 @@ def torchrun(*command: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
-    """One update over gloo, each process on half of the minibatch, against one process on all of it: gradients and weights within 1e-5."""
+    """One update over gloo, each process on half of the minibatch, against one process on all of it: gradients and
+    weights within 1e-5."""
     done = torchrun(str(ROOT / "tests" / "two_processes.py"), str(tmp_path / "two.pt"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     two = torch.load(tmp_path / "two.pt")
@@ -237,17 +285,41 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     """It plays both shares of the games, saves once, and goes on with --resume, alone or together."""
-    flags = ["--num-envs", "4", "--num-steps", "16", "--total-timesteps", "128", "--cuda", "False", "--max-frames-per-game", "60"]
-    flags += ["--encoders", *LIGHT["encoders"], "--features-dim", "32", "--pretrained-dir", pretrained_dir, "--runs-dir", str(tmp_path)]
+    flags = [
+        "--num-envs",
+        "4",
+        "--num-steps",
+        "16",
+        "--total-timesteps",
+        "128",
+        "--cuda",
+        "False",
+        "--max-frames-per-game",
+        "60",
+    ]
+    flags += [
+        "--encoders",
+        *LIGHT["encoders"],
+        "--features-dim",
+        "32",
+        "--pretrained-dir",
+        pretrained_dir,
+        "--runs-dir",
+        str(tmp_path),
+    ]
     done = torchrun(str(ROOT / "ppo_wsa_atari.py"), *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 processes with 1 CPU threads each" in done.stdout and done.stdout.count("done at step 128") == 1
     (run,) = tmp_path.glob("Pong__*")
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8  # each of the four environments was cut off twice
-    again = torchrun(str(ROOT / "ppo_wsa_atari.py"), "--resume", str(run / "checkpoint.pt"), "--total-timesteps", "192", cwd=tmp_path)
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
+    assert (
+        checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8
+    )  # each of the four environments was cut off twice
+    again = torchrun(
+        str(ROOT / "ppo_wsa_atari.py"), "--resume", str(run / "checkpoint.pt"), "--total-timesteps", "192", cwd=tmp_path
+    )
     assert again.returncode == 0, again.stderr
-    assert storage.load(run / "checkpoint.pt", "checkpoint")["global_step"] == 192
+    assert files.load(run / "checkpoint.pt", "checkpoint")["global_step"] == 192
     alone = ppo_wsa_atari.Args(**checkpoint["args"] | {"resume": str(run / "checkpoint.pt"), "total_timesteps": 256})
     ppo_wsa_atari.main(alone)
     assert len(losses(run)["losses/value_loss"]) == 4
@@ -262,7 +334,9 @@ def test_normalise_is_plain_alone():
 def test_normalise_leaves_out_what_does_not_count():
     x, counts = torch.tensor([1.0, 100.0, 2.0, 3.0, -50.0, 6.0]), torch.tensor([True, False, True, True, False, True])
     found = processes.normalise(x, counts)
-    np.testing.assert_allclose(found[counts].numpy(), (np.array([1, 2, 3, 6]) - 3) / np.std([1, 2, 3, 6], ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        found[counts].numpy(), (np.array([1, 2, 3, 6]) - 3) / np.std([1, 2, 3, 6], ddof=1), rtol=1e-6
+    )
     for few in ([True] + [False] * 5, [False] * 6):  # no deviation of one number
         assert processes.normalise(x, torch.tensor(few)).tolist() == [0.0] * 6
 
@@ -275,7 +349,10 @@ def test_what_the_machine_cannot_serve_is_refused(monkeypatch, tmp_path, pretrai
     wsa = {"runs_dir": str(tmp_path), "pretrained_dir": pretrained_dir}
     # 216,228 numbers an observation, of a rollout of 6,400,000 and of a minibatch of 1,600,000, 2 or 4 bytes each
     for of, gigabytes in (("bfloat16", 3459), ("float32", 6919)):
-        says = rf"kept embeddings of a rollout of 50000 x 128 steps and of a minibatch need {gigabytes}\.\d\d GB, and .* are free"
+        says = (
+            rf"kept embeddings of a rollout of 50000 x 128 steps and of a minibatch need {gigabytes}\.\d\d "
+            "GB, and .* are free"
+        )
         with pytest.raises(InputError, match=says):
             ppo_wsa_atari.main(ppo_wsa_atari.Args(**wsa, num_envs=50_000, precision=of))
     monkeypatch.setattr(processes.shutil, "which", lambda name: None)
@@ -306,14 +383,21 @@ def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
     }
     flags |= {"pretrained_dir": pretrained_dir, "runs_dir": str(tmp_path)}
     run = f"import torch, ppo_wsa_atari; ppo_wsa_atari.main(ppo_wsa_atari.Args(**{flags}))"
-    count = "print(torch.get_num_threads(), (torch.full((4_000_000,), 3e-38) * 0.1).view(torch.int32).count_nonzero().item())"
+    count = (
+        "print(torch.get_num_threads(), (torch.full((4_000_000,), 3e-38) * "
+        "0.1).view(torch.int32).count_nonzero().item())"
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", f"{run}; {count}"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{run}; {count}"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 0"
 
 
-@pytest.mark.parametrize("name", [name for name in PRETRAININGS if name != "keypoint_maps"])  # the Transporter's is keypoint_features'
+@pytest.mark.parametrize(
+    "name", [name for name in PRETRAININGS if name != "keypoint_maps"]
+)  # the Transporter's is keypoint_features'
 def test_pretraining_in_bfloat16_has_the_same_loss(name, frames):
     """Each loss within 2% and the gradients' norm within 5% of single precision's."""
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Every way to combine against NumPy computations written here; sets of models that change; models of one's own; on real games."""
+"""Every way to combine against NumPy computations written here; sets of models that change; models of one's own; on
+real games."""
 
 import math
 from pathlib import Path
@@ -11,11 +12,11 @@ from test_combiners import CONTEXT_SHAPE, PAPER_SHAPES, numpy_conv, random_input
 from test_ppo import scalars
 
 import ppo_wsa_atari
-import storage
 from combiners import COMBINERS, Reservoir, WeightedSum, options_of
 from encoders import PRETRAININGS, save_encoder
-from ppo_wsa_atari import Args, SeeingAgent, load_agent, main, parse_schedule
-from storage import InputError
+from housekeeping import files
+from housekeeping.flags import InputError
+from ppo_wsa_atari import Args, Player, load_agent, main, parse_schedule
 
 STRIDES = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
 
@@ -66,7 +67,9 @@ def test_linear():
 def test_fixed_linear(features_dim):
     combine = COMBINERS["fixed_linear"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=features_dim)
     p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES)
-    check(combine, embeddings, context, np.concatenate(numpy_adapted(p, embeddings, "spatial"), axis=1), 4 * features_dim)
+    check(
+        combine, embeddings, context, np.concatenate(numpy_adapted(p, embeddings, "spatial"), axis=1), 4 * features_dim
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -119,7 +122,9 @@ def test_random_weights_are_not_trained():
 
 
 def test_the_scorers_last_activation():
-    relu, none = (COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind) for kind in ("published", "linear"))
+    relu, none = (
+        COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind) for kind in ("published", "linear")
+    )
     none.load_state_dict(relu.state_dict())
     embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
     scores = none.scores(*none.adapt(embeddings, context))
@@ -128,13 +133,16 @@ def test_the_scorers_last_activation():
     for model in (relu, none):
         model.scorer.bias.data -= 1e3
     assert relu.diagnose(embeddings, context)["dead_scores"] == 1.0
-    torch.testing.assert_close(relu.attention(embeddings, context), torch.full((20, 4), 0.25))  # dead: weights stuck at 1/N
+    torch.testing.assert_close(
+        relu.attention(embeddings, context), torch.full((20, 4), 0.25)
+    )  # dead: weights stuck at 1/N
     assert none.attention(embeddings, context).std() > 0
 
 
 @pytest.mark.parametrize("kind", ["hidden", "bounded"])
 def test_scorers_with_a_hidden_layer(kind):
-    """By hand: embeddings and context each to mean 0 and variance 1, side by side, tanh of a layer, a layer; bounded: tanh of that."""
+    """By hand: embeddings and context each to mean 0 and variance 1, side by side, tanh of a layer, a layer; bounded:
+    tanh of that."""
     combine = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind)
     nn.init.normal_(combine.scorer[2].weight, std=3.0)
     p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES, batch=20)
@@ -153,7 +161,8 @@ def test_scorers_with_a_hidden_layer(kind):
 
 
 def test_how_much_the_context_moves_the_weights():
-    """Half the sum of absolute differences after a swap of contexts: nothing for one linear layer, something with a hidden one."""
+    """Half the sum of absolute differences after a swap of contexts: nothing for one linear layer, something with a
+    hidden one."""
     embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
     found = {}
     for kind in ("linear", "published", "hidden"):
@@ -171,9 +180,14 @@ def test_how_much_the_context_moves_the_weights():
 @pytest.mark.parametrize("kind", ["hidden", "bounded"])
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
 def test_scorers_that_live(kind, game, pretrained_dir):
-    """Ten seeds, stored models, at the start and after some updates: all weights of each adapter, of the context's, and of the scorer get a
-    gradient; the models' weights are no longer even, and none has gone to 0."""
-    flags = {"env_id": f"ALE/{game}-v5", "encoders": ("state_representation", "autoencoder"), "features_dim": 32, "scorer": kind}
+    """Ten seeds, stored models, at the start and after some updates: all weights of each adapter, of the context's, and
+    of the scorer get a gradient; the models' weights are no longer even, and none has gone to 0."""
+    flags = {
+        "env_id": f"ALE/{game}-v5",
+        "encoders": ("state_representation", "autoencoder"),
+        "features_dim": 32,
+        "scorer": kind,
+    }
     args = Args(**flags, pretrained_dir=pretrained_dir, precision="float32")
     frozen = ppo_wsa_atari.FrozenModels(args)
     embeddings = frozen(ppo_wsa_atari.typical_frames(args.env_id)[:64], args.encoders)
@@ -189,7 +203,10 @@ def test_scorers_that_live(kind, game, pretrained_dir):
             loss.backward()
             if update in (0, 5):
                 for part in (*agent.combiner.adapters.values(), agent.combiner.context_adapter, agent.combiner.scorer):
-                    assert all(p.grad.abs().sum() > 0 for name, p in part.named_parameters() if "weight" in name), (seed, update)
+                    assert all(p.grad.abs().sum() > 0 for name, p in part.named_parameters() if "weight" in name), (
+                        seed,
+                        update,
+                    )
             optimizer.step()
         assert (weights - 0.5).abs().max() > 1e-5 and weights.min() > 0.05
 
@@ -204,9 +221,13 @@ def test_permutation_and_removal(mode):
     permuted.load_state_dict(combine.state_dict())
     torch.testing.assert_close(permuted(embeddings, context), combine(embeddings, context), rtol=1e-4, atol=1e-4)
     columns = [list(PAPER_SHAPES).index(name) for name in order]
-    torch.testing.assert_close(permuted.attention(embeddings, context), combine.attention(embeddings, context)[:, columns])
+    torch.testing.assert_close(
+        permuted.attention(embeddings, context), combine.attention(embeddings, context)[:, columns]
+    )
     combine.remove_model("keypoint_maps")
-    never = COMBINERS[mode]({n: s for n, s in PAPER_SHAPES.items() if n != "keypoint_maps"}, CONTEXT_SHAPE, features_dim=32)
+    never = COMBINERS[mode](
+        {n: s for n, s in PAPER_SHAPES.items() if n != "keypoint_maps"}, CONTEXT_SHAPE, features_dim=32
+    )
     never.load_state_dict(combine.state_dict())
     assert torch.equal(never(embeddings, context), combine(embeddings, context))
 
@@ -224,7 +245,9 @@ def test_reservoir_equals_a_numpy_recurrence():
         h, state = combine.step(embeddings, state, new_game)
         if step == 0:
             assert torch.equal(first, h)
-        x = np.concatenate([numpy_spatial(p, f"spatial.{n}.", n, z).reshape(3, -1) for n, z in embeddings.items()], axis=1)
+        x = np.concatenate(
+            [numpy_spatial(p, f"spatial.{n}.", n, z).reshape(3, -1) for n, z in embeddings.items()], axis=1
+        )
         for env in range(3):
             before = np.zeros(50) if new_game[env] else expected[env]
             expected[env] = np.tanh(p["w_in"] @ x[env] + p["w_res"] @ before)
@@ -289,7 +312,7 @@ def args(tmp_path, models):
 @pytest.mark.parametrize("mode", [mode for mode in COMBINERS if mode != "wsa"])
 def test_every_mode_trains_saves_and_resumes(args, mode):
     run = main(args(combiner=mode, total_timesteps=64))
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["global_step"] == 64
     main(args(combiner=mode, resume=str(run / "checkpoint.pt"), total_timesteps=96))
     agent = load_agent(run / "checkpoint.pt")
@@ -300,18 +323,32 @@ def test_every_mode_trains_saves_and_resumes(args, mode):
     if mode == "uniform":
         assert {value for _, value in scalars(run, "weights/image_completion")} == {0.5}
     uses_context = COMBINERS[mode].uses_context
-    assert set(checkpoint["encoders"]) == {"state_representation", "image_completion", *(["autoencoder"] if uses_context else [])}
+    assert set(checkpoint["encoders"]) == {
+        "state_representation",
+        "image_completion",
+        *(["autoencoder"] if uses_context else []),
+    }
 
 
 def test_options_of_modes_reach_them(args, monkeypatch):
     made = []
     original = ppo_wsa_atari.Agent.__init__
-    monkeypatch.setattr(ppo_wsa_atari.Agent, "__init__", lambda self, *rest: (original(self, *rest), made.append(self))[0])
+    monkeypatch.setattr(
+        ppo_wsa_atari.Agent, "__init__", lambda self, *rest: (original(self, *rest), made.append(self))[0]
+    )
     main(args(total_timesteps=32, scorer="linear", weights_ent_coef=0.1))
     assert made[-1].combiner.kind == "linear"
     main(args(total_timesteps=32, combiner="cnn", cnn_layers=3))
     assert len(made[-1].combiner.convolutions) == 6
-    main(args(total_timesteps=32, combiner="reservoir", reservoir_units=32, reservoir_input_scale=0.1, reservoir_spectral_radius=0.5))
+    main(
+        args(
+            total_timesteps=32,
+            combiner="reservoir",
+            reservoir_units=32,
+            reservoir_input_scale=0.1,
+            reservoir_spectral_radius=0.5,
+        )
+    )
     assert made[-1].combiner.out_dim == 32
     assert {option for mode in COMBINERS for option in options_of(mode)} == {
         "scorer",
@@ -326,27 +363,41 @@ def test_entropy_of_the_weights_is_rewarded(args):
     """A large coefficient drives the weights toward 1/N."""
     entropy = {}
     for coefficient in (-5.0, 5.0):
-        run = main(args(weights_ent_coef=coefficient, scorer="linear", exp_name=f"entropy_{coefficient:+.0f}", learning_rate=1e-3))
+        run = main(
+            args(
+                weights_ent_coef=coefficient,
+                scorer="linear",
+                exp_name=f"entropy_{coefficient:+.0f}",
+                learning_rate=1e-3,
+            )
+        )
         entropy[coefficient] = scalars(run, "weights/entropy")[-1][1]
     assert entropy[5.0] > entropy[-5.0] + 0.05 and entropy[5.0] <= math.log(2) + 1e-6
 
 
 def test_reservoir_states_of_a_rollout(args, monkeypatch):
-    """The states that a rollout stores equal a NumPy recurrence over all observations, through lost lives, from zero after a game's end,
-    which comes at different steps in the two environments."""
+    """The states that a rollout stores equal a NumPy recurrence over all observations, through lost lives, from zero
+    after a game's end, which comes at different steps in the two environments."""
     recorded, games = [], []
 
     class Spy(Reservoir):
         def step(self, embeddings, state, new_game):
             h, after = super().step(embeddings, state, new_game)
-            if not recorded or state is recorded[-1][3]:  # not the bootstrap of games that were cut off, which leads nowhere
+            if (
+                not recorded or state is recorded[-1][3]
+            ):  # not the bootstrap of games that were cut off, which leads nowhere
                 x = torch.cat([z.flatten(1) for z in self.adapt(embeddings).values()], dim=1)
                 recorded.append((x.double().numpy(), new_game.numpy().copy(), h.numpy().copy(), after))
                 games.append((self.w_in.double().numpy(), self.w_res.double().numpy()))
             return h, after
 
     monkeypatch.setitem(COMBINERS, "reservoir", Spy)
-    breakout = {"env_id": "ALE/Breakout-v5", "untrained_encoders": True, "encoders": ("state_representation",), "update_epochs": 1}
+    breakout = {
+        "env_id": "ALE/Breakout-v5",
+        "untrained_encoders": True,
+        "encoders": ("state_representation",),
+        "update_epochs": 1,
+    }
     main(args(combiner="reservoir", reservoir_input_scale=0.05, total_timesteps=640, **breakout))
     ends = np.array([new_game for _, new_game, *_ in recorded[1:]])
     assert len(recorded) == 1 + 320 and (ends.any(axis=1) & ~ends.all(axis=1)).any()
@@ -359,9 +410,10 @@ def test_reservoir_states_of_a_rollout(args, monkeypatch):
 
 
 def test_a_reservoir_agent_remembers_and_forgets(args):
-    """Playing: the same observation gives another state the second time, and the first one again when a game begins anew."""
+    """Playing: the same observation gives another state the second time, and the first one again when a game begins
+    anew."""
     run = main(args(combiner="reservoir", total_timesteps=32, reservoir_input_scale=0.05))
-    agent: SeeingAgent = load_agent(run / "checkpoint.pt")
+    agent: Player = load_agent(run / "checkpoint.pt")
     rng = np.random.default_rng(0)
     later = rng.integers(1, 256, (2, 4, 84, 84), dtype=np.uint8)
     begin = later.copy()
@@ -393,22 +445,28 @@ def test_a_run_that_adds_a_model_is_until_then_the_run_that_does_not(args):
         assert a[:4] == b[:4] and a[4:] != b[4:]  # the first rollout that starts at or after step 100 starts at 128
     assert [step for step, _ in scalars(grows, "weights/frame_prediction")] == [160, 192, 224, 256]
     assert [step for step, _ in scalars(grows, "weights/image_completion")] == [32, 64, 96, 128, 160, 192]
-    of_model = [dict(scalars(grows, f"weights/{name}")) for name in ("state_representation", "image_completion", "frame_prediction")]
+    of_model = [
+        dict(scalars(grows, f"weights/{name}"))
+        for name in ("state_representation", "image_completion", "frame_prediction")
+    ]
     for step in (128, 160, 192, 224, 256):  # the softmax is over the models that are there
         assert sum(weights.get(step, 0.0) for weights in of_model) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["wsa", "dot_product", "uniform", "random_weights"])
 def test_a_schedule_goes_on_across_resume(args, mode):
-    """Stopped between the two changes and resumed: the second one still happens, the optimiser fits, the agent opens."""
+    """Stopped between the two changes and resumed: the second one still happens, the optimiser fits, the agent
+    opens."""
     flags = {"combiner": mode, "schedule": ("drop:image_completion:150", "add:frame_prediction:60")}
     run = main(args(total_timesteps=128, **flags))
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["changes_done"] == 1 and any("adapters.frame_prediction" in key for key in checkpoint["agent"])
     main(args(resume=str(run / "checkpoint.pt"), **flags))
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["changes_done"] == 2 and not any("image_completion" in key for key in checkpoint["agent"])
-    trained = sum(1 for key in checkpoint["agent"] if not (mode == "random_weights" and ("scorer" in key or "context" in key)))
+    trained = sum(
+        1 for key in checkpoint["agent"] if not (mode == "random_weights" and ("scorer" in key or "context" in key))
+    )
     assert len(checkpoint["optimizer"]["state"]) == trained
     assert load_agent(run / "checkpoint.pt").agent.names == ("state_representation", "frame_prediction")
 
@@ -441,7 +499,8 @@ def test_a_schedule_keeps_all_else(args):
 def test_what_comes_later_does_not_move_random_models(args):
     """The random context, and two models added at one step: each has a generator of its own."""
     plain, later = (
-        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule)) for schedule in ((), ("add:frame_prediction:9",))
+        ppo_wsa_atari.FrozenModels(args(context_encoder="random", schedule=schedule))
+        for schedule in ((), ("add:frame_prediction:9",))
     )
     for key, value in plain.models["random"].state_dict().items():
         assert torch.equal(value, later.models["random"].state_dict()[key])
@@ -456,17 +515,24 @@ def test_what_comes_later_does_not_move_random_models(args):
 
 
 def test_untrained_models_and_the_random_context(args, models):
-    """The controls: random weights that the seed decides and the checkpoint keeps; the context is what was asked for."""
+    """The controls: random weights that the seed decides and the checkpoint keeps; the context is what was asked
+    for."""
     run = main(args(untrained_encoders=True, context_encoder="random", total_timesteps=64))
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert checkpoint["encoders"] == {} and set(checkpoint["own_models"]) == {"state_representation", "image_completion", "random"}
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
+    assert checkpoint["encoders"] == {} and set(checkpoint["own_models"]) == {
+        "state_representation",
+        "image_completion",
+        "random",
+    }
     frozen = load_agent(run / "checkpoint.pt").frozen
     for name, state in checkpoint["own_models"].items():
         assert all(torch.equal(value, state[key]) for key, value in frozen.models[name].state_dict().items())
     weight = checkpoint["own_models"]["random"]["network.2.weight"].flatten(1)  # orthogonal rows of length sqrt 2
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(64), rtol=1e-4, atol=1e-4)
     stored = torch.load(Path(models) / "Pong" / "state_representation.pt", weights_only=True)["state"]
-    assert not torch.equal(stored["head.weight"].float(), checkpoint["own_models"]["state_representation"]["head.weight"])
+    assert not torch.equal(
+        stored["head.weight"].float(), checkpoint["own_models"]["state_representation"]["head.weight"]
+    )
     both = ppo_wsa_atari.FrozenModels(args(encoders=("autoencoder",), untrained_encoders=True))
     assert set(both.models) == {"autoencoder", "context_autoencoder"} and set(both.sha256) == {"context_autoencoder"}
 
@@ -484,7 +550,7 @@ def test_ones_own_model(args, tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     run = main(args(encoders=("state_representation", "my_models:Downsampled"), total_timesteps=64))
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert "Downsampled" in checkpoint["own_models"] and "state_representation" in checkpoint["encoders"]
     obs = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), dtype=np.uint8)
     assert load_agent(run / "checkpoint.pt").act(obs, greedy=True).shape == (2,)
@@ -539,11 +605,14 @@ def test_bad_input_is_refused(args, changes, says):
 
 
 def test_centred_embeddings(args, tmp_path):
-    """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same shift and scale."""
+    """Over the typical frames: each number's mean is 0, the whole embedding's root mean square is 1; elsewhere the same
+    shift and scale."""
     plain, centred = (ppo_wsa_atari.FrozenModels(args()) for _ in range(2))
     centred.prepare(args(centre_embeddings=True), torch.device("cpu"))
     frames = ppo_wsa_atari.typical_frames("ALE/Pong-v5")
-    assert frames.shape == (256, 4, 84, 84) and torch.equal(frames, ppo_wsa_atari.typical_frames.__wrapped__("ALE/Pong-v5"))
+    assert frames.shape == (256, 4, 84, 84) and torch.equal(
+        frames, ppo_wsa_atari.typical_frames.__wrapped__("ALE/Pong-v5")
+    )
     names = ("state_representation", "autoencoder")
     other = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8))
     raw, seen, raw_other, seen_other = (models(x, names) for x in (frames, other) for models in (plain, centred))
@@ -552,14 +621,18 @@ def test_centred_embeddings(args, tmp_path):
         mean, scale = z.mean(axis=0), np.sqrt(np.square(z - z.mean(axis=0)).mean())
         np.testing.assert_allclose(seen[name].mean(dim=0).numpy(), 0, atol=1e-3)
         assert seen[name].square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
-        np.testing.assert_allclose(seen_other[name].numpy(), (raw_other[name].numpy() - mean) / scale, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            seen_other[name].numpy(), (raw_other[name].numpy() - mean) / scale, rtol=1e-3, atol=1e-3
+        )
     run = main(args(total_timesteps=32, centre_embeddings=True))
     agent = load_agent(run / "checkpoint.pt")
     for name, z in agent.frozen(frames[:8], names).items():
         torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")  # the agent has its own centre, and does not measure it anew
+    checkpoint = files.load(
+        run / "checkpoint.pt", "checkpoint"
+    )  # the agent has its own centre, and does not measure it anew
     checkpoint["centre"] = {name: (mean + 1, scale * 2) for name, (mean, scale) in checkpoint["centre"].items()}
-    storage.save(checkpoint, tmp_path / "moved.pt")
+    files.save(checkpoint, tmp_path / "moved.pt")
     for name, z in load_agent(tmp_path / "moved.pt").frozen(frames[:8], names).items():
         scale = checkpoint["centre"][name][1] / 2
         torch.testing.assert_close(z, (seen[name][:8] - 1 / scale) / 2, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,5 @@
-"""Pre-training a policy: episodic novelty and normalisations against NumPy, and proof that the game's reward is never learnt from."""
+"""Pre-training a policy: episodic novelty and normalisations against NumPy, and proof that the game's reward is never
+learnt from."""
 
 import gymnasium as gym
 import numpy as np
@@ -6,12 +7,22 @@ import pytest
 import torch
 
 import pretrain_policy_atari
-import storage
-from atari import env_seeds, make_env
 from benchmark.coverage import summary, whole_games
-from pretrain_policy_atari import POSITION, Args, EpisodicMemory, IntrinsicReward, RunningMoments, coverage, load_agent, main
-from probe_encoders import VARIABLES
-from storage import InputError
+from environments.atari import make_env
+from environments.ram import VARIABLES
+from housekeeping import files
+from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
+from pretrain_policy_atari import (
+    POSITION,
+    Args,
+    EpisodicMemory,
+    IntrinsicReward,
+    RunningMoments,
+    coverage,
+    load_agent,
+    main,
+)
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -48,7 +59,8 @@ def numpy_novelty(nearest: list[float], distances: list[float]) -> float:
 
 @pytest.mark.parametrize("size", [1000, 12])
 def test_episodic_novelty_equals_numpy(size):
-    """Three environments, places that come again, games that end at different times; with a memory that overflows, too."""
+    """Three environments, places that come again, games that end at different times; with a memory that overflows,
+    too."""
     rng, k = np.random.default_rng(0), 4
     memory, moments = EpisodicMemory(3, size, 5, k, CPU), RunningMoments()
     held: list[list[np.ndarray]] = [[], [], []]
@@ -107,7 +119,8 @@ def test_running_moments_equal_numpy():
 
 
 def test_old_samples_fade_beyond_the_horizon():
-    """100 zeros count as 10: with 10 ones more, the mean is a half and the variance a quarter; with 30 more again, 35 / 40."""
+    """100 zeros count as 10: with 10 ones more, the mean is a half and the variance a quarter; with 30 more again, 35 /
+    40."""
     moments = RunningMoments(horizon=10)
     moments.update(torch.zeros(100))
     moments.update(torch.ones(10))
@@ -118,7 +131,8 @@ def test_old_samples_fade_beyond_the_horizon():
 
 @pytest.mark.parametrize("kind", ["ngu", "rnd"])
 def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
-    """Lifelong factor, product, and division by the running standard deviation of the discounted sum, over two rollouts."""
+    """Lifelong factor, product, and division by the running standard deviation of the discounted sum, over two
+    rollouts."""
     torch.manual_seed(0)
     args = make_args(tmp_path, intrinsic=kind, num_neighbours=2, num_envs=2)
     model = IntrinsicReward(4, args)
@@ -158,7 +172,8 @@ def test_a_rollouts_rewards_equal_numpy(tmp_path, kind):
 
 
 def test_whitening_and_prediction_error_by_hand(tmp_path):
-    """Mean 100, deviation 20, clipped to [-5, 5]; the error is the mean square over 128 outputs, of the newest frame alone."""
+    """Mean 100, deviation 20, clipped to [-5, 5]; the error is the mean square over 128 outputs, of the newest frame
+    alone."""
     model = IntrinsicReward(4, make_args(tmp_path, intrinsic="rnd"))
     model.pixels.mean.fill_(100.0)
     model.pixels.var.fill_(400.0)
@@ -171,11 +186,16 @@ def test_whitening_and_prediction_error_by_hand(tmp_path):
         expected = np.square((model.predictor(x) - model.target(x)).numpy()).sum() / 128
         older = obs.clone()
         older[0, :3] = 7
-        assert model.prediction_error(obs).item() == pytest.approx(expected, rel=1e-4) == model.prediction_error(older).item()
+        assert (
+            model.prediction_error(obs).item()
+            == pytest.approx(expected, rel=1e-4)
+            == model.prediction_error(older).item()
+        )
 
 
 def test_what_the_rewards_own_networks_learn_from(tmp_path):
-    """Actions across the end of a game are not to be explained, and the predictor learns from its share of the steps alone."""
+    """Actions across the end of a game are not to be explained, and the predictor learns from its share of the steps
+    alone."""
     torch.manual_seed(0)
     model = IntrinsicReward(4, make_args(tmp_path))
     rng = np.random.default_rng(0)
@@ -190,7 +210,9 @@ def test_what_the_rewards_own_networks_learn_from(tmp_path):
     sum(losses.values()).backward()
     assert all(parameter.grad is None for parameter in model.target.parameters())
     assert all(parameter.grad.any() for part in (model.predictor, model.embedding) for parameter in part.parameters())
-    outside = IntrinsicReward(4, make_args(tmp_path)).loss(obs, actions, next_obs, torch.zeros(4, dtype=torch.bool), learns)
+    outside = IntrinsicReward(4, make_args(tmp_path)).loss(
+        obs, actions, next_obs, torch.zeros(4, dtype=torch.bool), learns
+    )
     assert outside["inverse"].item() == 0
 
 
@@ -217,9 +239,9 @@ class OtherReward(gym.vector.VectorWrapper):
 @pytest.mark.parametrize("kind", ["ngu", "rnd"])
 def test_changing_the_games_reward_changes_nothing(tmp_path, kind, monkeypatch):
     args = make_args(tmp_path, intrinsic=kind)
-    one = storage.load(main(args) / "checkpoint.pt", "checkpoint")
+    one = files.load(main(args) / "checkpoint.pt", "checkpoint")
     inside(monkeypatch, OtherReward)
-    other = storage.load(main(args) / "checkpoint.pt", "checkpoint")
+    other = files.load(main(args) / "checkpoint.pt", "checkpoint")
     for part in ("agent", "intrinsic"):
         assert one[part].keys() == other[part].keys()
         assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
@@ -239,7 +261,9 @@ class EndsAtStep5(gym.vector.VectorWrapper):
         return obs, reward, terminated, *rest
 
 
-@pytest.mark.parametrize(("kind", "episodic", "stops_there"), [("ngu", "auto", True), ("rnd", "auto", False), ("ngu", False, False)])
+@pytest.mark.parametrize(
+    ("kind", "episodic", "stops_there"), [("ngu", "auto", True), ("rnd", "auto", False), ("ngu", False, False)]
+)
 def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
     """The return of step 5, which ends a game, is its reward with NGU's, and goes on through the end with RND's."""
     compute, calls = pretrain_policy_atari.compute_advantages, []
@@ -260,8 +284,8 @@ def test_where_returns_stop(tmp_path, kind, episodic, stops_there, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["ngu", "rnd"])
 def test_the_frame_limit_is_no_terminal(tmp_path, kind, monkeypatch):
-    """Games of 5 steps: with NGU's reward the fifth step's return is its reward and the discounted value of the game's last state, and no
-    more; with RND's it goes on into the next game."""
+    """Games of 5 steps: with NGU's reward the fifth step's return is its reward and the discounted value of the game's
+    last state, and no more; with RND's it goes on into the next game."""
     make, compute, calls, last = pretrain_policy_atari.make_envs, pretrain_policy_atari.compute_advantages, [], []
 
     def recording(*rest):
@@ -292,20 +316,25 @@ def test_the_frame_limit_is_no_terminal(tmp_path, kind, monkeypatch):
 
 def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
     run = main(make_args(tmp_path))
-    first = storage.load(run / "checkpoint.pt", "checkpoint")
+    first = files.load(run / "checkpoint.pt", "checkpoint")
     assert first["intrinsic"]["pixels.count"] == 128 * 4 + 128 and first["intrinsic"]["errors.count"] == 128
     agent = load_agent(run / "checkpoint.pt")
     assert agent.act(np.zeros((2, 4, 84, 84), dtype=np.uint8), greedy=False).shape == (2,)
     main(make_args(tmp_path, total_timesteps=192, resume=str(run / "checkpoint.pt")))
-    second = storage.load(run / "checkpoint.pt", "checkpoint")
+    second = files.load(run / "checkpoint.pt", "checkpoint")
     assert second["global_step"] == 192
-    assert second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192  # counted on, not anew
+    assert (
+        second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192
+    )  # counted on, not anew
     assert torch.equal(first["intrinsic"]["target.0.weight"], second["intrinsic"]["target.0.weight"])
     assert not torch.equal(first["intrinsic"]["predictor.0.weight"], second["intrinsic"]["predictor.0.weight"])
     for name in ("distances.count", "returns.count"):
         assert second["intrinsic"][name] > first["intrinsic"][name] > 0
     for flags, says in (
-        ({"resume": str(run / "checkpoint.pt"), "intrinsic": "rnd", "total_timesteps": 500}, "--intrinsic was 'ngu', now 'rnd'"),
+        (
+            {"resume": str(run / "checkpoint.pt"), "intrinsic": "rnd", "total_timesteps": 500},
+            "--intrinsic was 'ngu', now 'rnd'",
+        ),
         ({"intrinsic": "rnd", "memory_size": 99}, "--memory-size is an option of --intrinsic ngu"),
         ({"resume": str(run / "checkpoint.pt"), "total_timesteps": 192}, "raise --total-timesteps"),
         ({"resume": "nothing.pt"}, "there is no such file"),
@@ -382,10 +411,25 @@ def test_the_player_is_where_the_memory_says():
 def test_the_summary_of_coverage():
     """Student's interval of 1, 2, 3 is 2 +- 4.303 / sqrt(3); of the sets only the ends count."""
     games = [
-        {"game": "MsPacman", "who": "policy", "trained_steps": "5", "number": str(i), "steps": "10", "places": str(i + 1)} for i in range(3)
+        {
+            "game": "MsPacman",
+            "who": "policy",
+            "trained_steps": "5",
+            "number": str(i),
+            "steps": "10",
+            "places": str(i + 1),
+        }
+        for i in range(3)
     ]
     sets = [
-        {"game": "MsPacman", "who": "policy", "trained_steps": "5", "set": str(i), "steps": str(steps), "places": str(steps + i)}
+        {
+            "game": "MsPacman",
+            "who": "policy",
+            "trained_steps": "5",
+            "set": str(i),
+            "steps": str(steps),
+            "places": str(steps + i),
+        }
         for i in range(2)
         for steps in (100, 200)
     ]
@@ -395,5 +439,17 @@ def test_the_summary_of_coverage():
         pytest.approx(2 - 2.4841, abs=1e-3),
         pytest.approx(2 + 2.4841, abs=1e-3),
     )
-    assert (row["equal steps"], row["sets"], row["places in them"], row["fewest"], row["most"]) == (200, 2, 200.5, 200, 201)
-    assert (row["player"], row["trained steps"], row["games"], row["steps of a game"], row["rooms"]) == ("policy", 5, 3, 10, None)
+    assert (row["equal steps"], row["sets"], row["places in them"], row["fewest"], row["most"]) == (
+        200,
+        2,
+        200.5,
+        200,
+        201,
+    )
+    assert (row["player"], row["trained steps"], row["games"], row["steps of a game"], row["rooms"]) == (
+        "policy",
+        5,
+        3,
+        10,
+        None,
+    )

@@ -1,4 +1,5 @@
-"""Both training scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume, bad input."""
+"""Both training scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume,
+bad input."""
 
 import functools
 import signal
@@ -14,10 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ppo_e2e_atari
 import ppo_wsa_atari
-import processes
-import storage
 from encoders import PRETRAININGS, save_encoder
-from storage import InputError
+from housekeeping import checkpoints, files, processes
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [ppo_e2e_atari, ppo_wsa_atari]
@@ -25,7 +25,8 @@ SCRIPTS = [ppo_e2e_atari, ppo_wsa_atari]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> str:
-    """Stored models with random weights, for Pong, Breakout and Ms. Pacman: what is tested here does not depend on what they know."""
+    """Stored models with random weights, for Pong, Breakout and Ms. Pacman: what is tested here does not depend on what
+    they know."""
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
     light = ("state_representation", "image_completion", "autoencoder")
@@ -52,7 +53,11 @@ def args(tmp_path, models):
             "precision": "float32",
         }
         if script is ppo_wsa_atari:
-            settings |= {"encoders": ("state_representation", "image_completion"), "features_dim": 32, "pretrained_dir": models}
+            settings |= {
+                "encoders": ("state_representation", "image_completion"),
+                "features_dim": 32,
+                "pretrained_dir": models,
+            }
         return script.Args(**{**settings, **changes})
 
     return make
@@ -64,8 +69,8 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def separate_advantages(rewards, values, ends, next_value, gamma, lam):
-    """Each advantage as its own sum of (gamma lambda)^k delta_{t+k}, up to the end of the episode or of the rollout (eq. 11 to 16 of
-    Schulman et al. 2016); `ends[t]` says that step t was the last of a life or a game."""
+    """Each advantage as its own sum of (gamma lambda)^k delta_{t+k}, up to the end of the episode or of the rollout
+    (eq. 11 to 16 of Schulman et al. 2016); `ends[t]` says that step t was the last of a life or a game."""
     num_steps = len(rewards)
     following = [*values[1:], next_value]
     advantages = []
@@ -82,8 +87,8 @@ def separate_advantages(rewards, values, ends, next_value, gamma, lam):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_advantages_over_hand_made_episodes(script):
-    """Four environments: nothing ends; a life is lost at step 2; a game is over in the last step; a game is cut off at step 3 (its reward
-    holds gamma times the cut state's value) and another one is over at step 5."""
+    """Four environments: nothing ends; a life is lost at step 2; a game is over in the last step; a game is cut off at
+    step 3 (its reward holds gamma times the cut state's value) and another one is over at step 5."""
     rng = np.random.default_rng(0)
     rewards, values, next_value = rng.normal(size=(8, 4)), rng.normal(size=(8, 4)), rng.normal(size=4)
     ends = np.zeros((8, 4), dtype=bool)
@@ -152,10 +157,13 @@ def record(monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_rollout_bootstraps_from_the_cut_games_last_state(script, args, record):
-    """Games of at most 60 frames are cut off within the rollout; nothing scores that early in Pong, so rewards are 0 but where a game was
+    """Games of at most 60 frames are cut off within the rollout; nothing scores that early in Pong, so rewards are 0
+    but where a game was
     cut: there gamma times the value of the last state of the old game, from the truncated rows of `final_obs`."""
     recorded = record(script)
-    run = script.main(args(script, total_timesteps=64, num_steps=32, num_minibatches=1, max_frames_per_game=60, learning_rate=0.0))
+    run = script.main(
+        args(script, total_timesteps=64, num_steps=32, num_minibatches=1, max_frames_per_game=60, learning_rate=0.0)
+    )
     rewards, values, dones, next_value, next_done, gamma, _, _ = recorded["rollouts"][0]
     agent = script.load_agent(run / "checkpoint.pt")  # a learning rate of 0: these are the weights of the rollout
     if script is ppo_wsa_atari:
@@ -182,10 +190,19 @@ def test_rollout_bootstraps_from_the_cut_games_last_state(script, args, record):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_breakout_logs_raw_scores_of_whole_games(script, args, record):
-    """What the log says of each game is what the emulator played between two restarts of its own clock, over all lives."""
+    """What the log says of each game is what the emulator played between two restarts of its own clock, over all
+    lives."""
     recorded = record(script)
     run = script.main(
-        args(script, env_id="ALE/Breakout-v5", total_timesteps=2048, num_envs=4, num_steps=128, update_epochs=1, num_minibatches=1)
+        args(
+            script,
+            env_id="ALE/Breakout-v5",
+            total_timesteps=2048,
+            num_envs=4,
+            num_steps=128,
+            update_epochs=1,
+            num_minibatches=1,
+        )
     )
     score, length, frame = np.zeros(4), np.zeros(4), recorded["envs"].first[1]["episode_frame_number"]
     lives, lost = recorded["envs"].first[1]["lives"], 0
@@ -208,8 +225,8 @@ def test_breakout_logs_raw_scores_of_whole_games(script, args, record):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_losses_of_a_first_minibatch(script, args, record):
-    """One epoch, one minibatch: the policy is still the rollout's, so the ratio is 1, the policy's loss is minus the mean of normalised
-    advantages (0), and the value's loss is the mean squared advantage, not halved."""
+    """One epoch, one minibatch: the policy is still the rollout's, so the ratio is 1, the policy's loss is minus the
+    mean of normalised advantages (0), and the value's loss is the mean squared advantage, not halved."""
     recorded = record(script)
     run = script.main(args(script, total_timesteps=32, update_epochs=1, num_minibatches=1))
     advantages = recorded["rollouts"][0][-1]
@@ -221,7 +238,8 @@ def test_losses_of_a_first_minibatch(script, args, record):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ppo_loss_by_hand(script):
-    """Ratios 2, 2, 1/2, 1/2, 1 under a clip range of 0.1: -min(rA, clip(r)A) is -1.1, 2, -0.5, 0.9, -2 (Schulman et al. 2017, eq. 7, 9).
+    """Ratios 2, 2, 1/2, 1/2, 1 under a clip range of 0.1: -min(rA, clip(r)A) is -1.1, 2, -0.5, 0.9, -2 (Schulman et al.
+    2017, eq. 7, 9).
 
     A sixth step was forced: its value counts ((3 - 1)^2, beside 1, 0, 1, 4, 9), all else leaves it out.
     """
@@ -240,8 +258,17 @@ def test_ppo_loss_by_hand(script):
     of_rollout = torch.zeros(6), old, advantages, returns, free, free.sum()
     loss, logged, *_ = script.ppo_loss(Fixed(), None, *of_rollout, torch.tensor(0.1), **options)
     value_loss = 19 / 6
-    assert loss.item() == pytest.approx(-0.14 - 0.01 * 0.5 + 0.5 * value_loss - (0.1 * np.log(2) if wsa else 0), abs=1e-5)
-    expected = {"policy_loss": -0.14, "value_loss": value_loss, "entropy": 0.5, "clipfrac": 0.8, "approx_kl": 0.2, "old_approx_kl": 0}
+    assert loss.item() == pytest.approx(
+        -0.14 - 0.01 * 0.5 + 0.5 * value_loss - (0.1 * np.log(2) if wsa else 0), abs=1e-5
+    )
+    expected = {
+        "policy_loss": -0.14,
+        "value_loss": value_loss,
+        "entropy": 0.5,
+        "clipfrac": 0.8,
+        "approx_kl": 0.2,
+        "old_approx_kl": 0,
+    }
     assert {name: value.item() for name, value in logged.items()} == pytest.approx(expected, abs=1e-5)
 
 
@@ -256,7 +283,9 @@ def test_the_end_to_end_agent_by_hand():
         assert network[7].weight.shape == (512, 3136)
         x = F.relu(x.flatten(1) @ network[7].weight.T + network[7].bias)
         logits = x @ agent.actor.weight.T + agent.actor.bias
-        torch.testing.assert_close(agent.get_value(obs), x @ agent.critic.weight[0] + agent.critic.bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            agent.get_value(obs), x @ agent.critic.weight[0] + agent.critic.bias, rtol=1e-4, atol=1e-4
+        )
         _, logprob, _, _ = agent.get_action_and_value(obs, torch.arange(5))
         torch.testing.assert_close(logprob, logits.log_softmax(dim=1)[range(5), range(5)], rtol=1e-4, atol=1e-4)
         assert agent.act(obs, greedy=True).tolist() == logits.argmax(dim=1).tolist()
@@ -297,7 +326,13 @@ def minibatches(monkeypatch):
 def test_rewards_are_clipped_for_learning_and_raw_in_the_log(script, args, record):
     """In Ms. Pacman a dot brings 10 points: the rollout has 1, the score 10 for each."""
     recorded = record(script)
-    flags = {"env_id": "ALE/MsPacman-v5", "num_steps": 400, "total_timesteps": 800, "num_minibatches": 1, "update_epochs": 1}
+    flags = {
+        "env_id": "ALE/MsPacman-v5",
+        "num_steps": 400,
+        "total_timesteps": 800,
+        "num_minibatches": 1,
+        "update_epochs": 1,
+    }
     run = script.main(args(script, **flags, learning_rate=0.0, max_frames_per_game=1500))
     raw = np.stack([reward for _, _, reward, *_ in recorded["envs"].steps])
     cut = np.stack([truncated for *_, truncated, _ in recorded["envs"].steps])  # there the state's value is added
@@ -344,8 +379,8 @@ def test_each_epoch_sees_each_step_once_in_a_new_order(script, args, record, min
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_fire_after_a_lost_life_is_stored_and_teaches_the_policy_nothing(script, args, record, minibatches):
-    """Real Breakout: after each lost life the game received FIRE, whatever was drawn; just these steps are left out of the policy's loss,
-    and of the mean and deviation of advantages."""
+    """Real Breakout: after each lost life the game received FIRE, whatever was drawn; just these steps are left out of
+    the policy's loss, and of the mean and deviation of advantages."""
     recorded, given = record(script), minibatches(script)
     flags = {
         "env_id": "ALE/Breakout-v5",
@@ -372,12 +407,15 @@ def test_fire_after_a_lost_life_is_stored_and_teaches_the_policy_nothing(script,
         for part in parts:
             free = part["free"]
             assert (part["actions"][~free] == 1).all() and part["num_free"] == free.sum()
-            assert part["advantages"][free].mean().abs() < 1e-5 and part["advantages"][free].std() == pytest.approx(1, abs=1e-3)
+            assert part["advantages"][free].mean().abs() < 1e-5 and part["advantages"][free].std() == pytest.approx(
+                1, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_forced_steps_advantage_moves_no_policy(script, args, models):
-    """The same gradients, but for the value head's, whatever advantage a forced step had; its return moves the values."""
+    """The same gradients, but for the value head's, whatever advantage a forced step had; its return moves the
+    values."""
     if script is ppo_wsa_atari:
         flags = args(script)
         frozen = script.FrozenModels(flags)
@@ -391,7 +429,14 @@ def test_a_forced_steps_advantage_moves_no_policy(script, args, models):
     def gradients(advantages, returns):
         advantages = processes.normalise(torch.tensor(advantages), free)
         agent.zero_grad()
-        of_rollout = torch.tensor([0, 1, 1, 2, 3, 1]), torch.full((6,), -1.4), advantages, torch.tensor(returns), free, free.sum()
+        of_rollout = (
+            torch.tensor([0, 1, 1, 2, 3, 1]),
+            torch.full((6,), -1.4),
+            advantages,
+            torch.tensor(returns),
+            free,
+            free.sum(),
+        )
         script.ppo_loss(agent, seen, *of_rollout, torch.tensor(0.1), **options)[0].backward()
         return {name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None}
 
@@ -409,11 +454,18 @@ TAGS = ["losses/value_loss", "losses/policy_loss", "losses/entropy", "losses/app
 
 
 def test_kept_embeddings_equal_recomputed_ones(args, tmp_path):
-    """The paper's maps and vectors (all but the Transporter's large one): the same run from kept and from recomputed embeddings."""
+    """The paper's maps and vectors (all but the Transporter's large one): the same run from kept and from recomputed
+    embeddings."""
     encoders = ("state_representation", "keypoint_maps", "object_masks")
     runs = [
         ppo_wsa_atari.main(
-            args(ppo_wsa_atari, encoders=encoders, recompute_embeddings=recompute, exp_name=f"recompute_{recompute}", total_timesteps=64)
+            args(
+                ppo_wsa_atari,
+                encoders=encoders,
+                recompute_embeddings=recompute,
+                exp_name=f"recompute_{recompute}",
+                total_timesteps=64,
+            )
         )
         for recompute in (False, True)
     ]
@@ -426,17 +478,19 @@ def test_kept_embeddings_equal_recomputed_ones(args, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_same_seed_same_numbers(script, args):
     runs = [script.main(args(script, exp_name=name, total_timesteps=64)) for name in ("first", "second")]
-    first, second = (storage.load(run / "checkpoint.pt", "checkpoint") for run in runs)
+    first, second = (files.load(run / "checkpoint.pt", "checkpoint") for run in runs)
     assert all(torch.equal(first["agent"][key], second["agent"][key]) for key in first["agent"])
     for tag in TAGS:
         assert scalars(runs[0], tag) == scalars(runs[1], tag) != []
-    other = storage.load(script.main(args(script, exp_name="third", seed=2, total_timesteps=64)) / "checkpoint.pt", "checkpoint")
+    other = files.load(
+        script.main(args(script, exp_name="third", seed=2, total_timesteps=64)) / "checkpoint.pt", "checkpoint"
+    )
     assert not all(torch.equal(first["agent"][key], other["agent"][key]) for key in first["agent"])
 
 
 def test_frozen_models_stay_as_stored(args, models, monkeypatch):
-    """After the agent is built and trained, every frozen weight equals its file, is in evaluation mode and has no gradient; what is trained
-    has moved. (The published code initialises its State Encoder anew.)"""
+    """After the agent is built and trained, every frozen weight equals its file, is in evaluation mode and has no
+    gradient; what is trained has moved. (The published code initialises its State Encoder anew.)"""
     kept = []
     original = ppo_wsa_atari.FrozenModels
 
@@ -456,10 +510,12 @@ def test_frozen_models_stay_as_stored(args, models, monkeypatch):
             assert torch.equal(tensor, stored[key].to(tensor.dtype)), (name, key)
         assert not any(module.training for module in model.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert not any("frozen" in key or "models" in key for key in checkpoint["agent"])  # only what was trained
     torch.manual_seed(1)
-    fresh = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 6, ppo_wsa_atari.Args(**checkpoint["args"])).state_dict()
+    fresh = ppo_wsa_atari.Agent(
+        frozen.shapes, frozen.context_name, 6, ppo_wsa_atari.Args(**checkpoint["args"])
+    ).state_dict()
     assert all(not torch.equal(fresh[key], value) for key, value in checkpoint["agent"].items())
 
 
@@ -474,8 +530,8 @@ def test_weights_are_logged(args):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resume_goes_on(script, args, monkeypatch):
-    """Stopped by Ctrl-C in the third of four iterations, resumed: the same schedule, step count and optimiser as the run that was not
-    stopped, and no step twice in the log."""
+    """Stopped by Ctrl-C in the third of four iterations, resumed: the same schedule, step count and optimiser as the
+    run that was not stopped, and no step twice in the log."""
     whole = script.main(args(script, exp_name="whole"))
     compute, calls = script.compute_advantages, []
 
@@ -487,10 +543,10 @@ def test_resume_goes_on(script, args, monkeypatch):
 
     monkeypatch.setattr(script, "compute_advantages", interrupt_in_third)
     run = script.main(args(script, exp_name="stopped"))
-    stopped = storage.load(run / "checkpoint.pt", "checkpoint")
+    stopped = files.load(run / "checkpoint.pt", "checkpoint")
     assert (stopped["global_step"], stopped["iteration"]) == (96, 3)
     assert script.main(args(script, exp_name="stopped", resume=str(run / "checkpoint.pt"))).resolve() == run.resolve()
-    finished, reference = (storage.load(folder / "checkpoint.pt", "checkpoint") for folder in (run, whole))
+    finished, reference = (files.load(folder / "checkpoint.pt", "checkpoint") for folder in (run, whole))
     assert finished["global_step"] == reference["global_step"] == 128
     assert finished["optimizer"]["param_groups"] == reference["optimizer"]["param_groups"]  # the learning rate too
     steps = [state["step"].item() for state in finished["optimizer"]["state"].values()]
@@ -502,13 +558,16 @@ def test_resume_goes_on(script, args, monkeypatch):
     np.testing.assert_allclose(
         scalars(run, "charts/learning_rate"), [(32, 2.5e-4), (64, 1.875e-4), (96, 1.25e-4), (128, 6.25e-5)], rtol=1e-6
     )
-    np.testing.assert_allclose(scalars(run, "charts/clip_coef"), [(32, 0.1), (64, 0.075), (96, 0.05), (128, 0.025)], rtol=1e-6)
+    np.testing.assert_allclose(
+        scalars(run, "charts/clip_coef"), [(32, 0.1), (64, 0.075), (96, 0.05), (128, 0.025)], rtol=1e-6
+    )
     assert finished["optimizer"]["param_groups"][0]["lr"] == pytest.approx(6.25e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_killed_run_leaves_no_double_stretch(script, args, monkeypatch):
-    """Killed after four iterations with a checkpoint of the second: the resumed run repeats two, TensorBoard shows each step once."""
+    """Killed after four iterations with a checkpoint of the second: the resumed run repeats two, TensorBoard shows each
+    step once."""
     compute, calls = script.compute_advantages, []
 
     def die_in_fifth(*rest):
@@ -523,10 +582,10 @@ def test_a_killed_run_leaves_no_double_stretch(script, args, monkeypatch):
         script.main(flags)
     (run,) = Path(flags.runs_dir).glob("*__killed__*")
     path = run / "checkpoint.pt"
-    checkpoint = storage.load(path, "checkpoint")
+    checkpoint = files.load(path, "checkpoint")
     assert checkpoint["global_step"] == 128  # 64, 128 were saved; now as if the second save had not happened
     earlier = {**checkpoint, "global_step": 64, "iteration": 2}
-    storage.save(earlier, path)
+    files.save(earlier, path)
     script.main(args(script, total_timesteps=192, checkpoint_interval=64, resume=str(path)))
     assert [step for step, _ in scalars(run, "losses/value_loss")] == [32, 64, 96, 128, 160, 192]
 
@@ -542,13 +601,13 @@ def test_saved_agent_acts(script, args, models):
     assert torch.equal(agent.act(torch.from_numpy(obs), greedy=True), torch.from_numpy(greedy))
     drawn = np.stack([agent.act(obs, greedy=False) for _ in range(50)])
     assert len(np.unique(drawn)) == 6  # the policy is still nearly uniform
-    assert type(storage.load_agent(run / "checkpoint.pt")) is type(agent)
+    assert type(checkpoints.load_agent(run / "checkpoint.pt")) is type(agent)
 
 
 def test_an_evaluation_makes_a_best_agent(args):
     run = ppo_e2e_atari.main(args(ppo_e2e_atari, eval_interval=64, eval_episodes=1, total_timesteps=64))
     ((step, value),) = scalars(run, "eval/episodic_return")
-    best = storage.load(run / "best.pt", "checkpoint")
+    best = files.load(run / "best.pt", "checkpoint")
     assert step == 64 and best["global_step"] == 64 and best["best_return"] == value and -21 <= value <= 21
 
 
@@ -559,7 +618,7 @@ def test_the_best_evaluation_decides_what_is_best(script, args, monkeypatch):
     monkeypatch.setattr(script, "play_games", lambda act, envs, *rest: [(next(scores), 10, False)])
     run = script.main(args(script, eval_interval=32, eval_episodes=1))
     assert scalars(run, "eval/episodic_return") == [(32, 1), (64, 5), (96, 3), (128, 5)]
-    best, last = (storage.load(run / name, "checkpoint") for name in ("best.pt", "checkpoint.pt"))
+    best, last = (files.load(run / name, "checkpoint") for name in ("best.pt", "checkpoint.pt"))
     assert (best["global_step"], best["best_return"], last["global_step"], last["best_return"]) == (64, 5.0, 128, 5.0)
 
 
@@ -579,12 +638,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
         other.main(args(other, resume=path))
     with pytest.raises(InputError, match="no such file"):
         script.main(args(script, resume=str(tmp_path / "nothing.pt")))
-    saved = storage.load(run / "checkpoint.pt", "checkpoint")
-    storage.save(saved | {"args": saved["args"] | {"kept_precision": "float16", "tf32": False}}, tmp_path / "old.pt")
-    for open_it in (lambda: script.main(args(script, resume=str(tmp_path / "old.pt"))), lambda: storage.load_agent(tmp_path / "old.pt")):
-        with pytest.raises(InputError, match="another version of the script made it, which had --kept-precision, --tf32; open it with"):
+    saved = files.load(run / "checkpoint.pt", "checkpoint")
+    files.save(saved | {"args": saved["args"] | {"kept_precision": "float16", "tf32": False}}, tmp_path / "old.pt")
+    for open_it in (
+        lambda: script.main(args(script, resume=str(tmp_path / "old.pt"))),
+        lambda: checkpoints.load_agent(tmp_path / "old.pt"),
+    ):
+        with pytest.raises(
+            InputError, match="another version of the script made it, which had --kept-precision, --tf32; open it with"
+        ):
             open_it()
-    storage.save(saved | {"global_step": 64}, run / "best.pt")
+    files.save(saved | {"global_step": 64}, run / "best.pt")
     with pytest.raises(InputError, match="has gone on from here to step 128, and checkpoint.pt would be written over"):
         script.main(args(script, resume=str(run / "best.pt"), total_timesteps=256))
     assert (run / "checkpoint.pt").read_bytes() == before
@@ -592,10 +656,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
     with pytest.raises(InputError, match="damaged"):
         script.main(args(script, resume=path, total_timesteps=256))
     assert (
-        storage.load_to_resume(run / "best.pt", script.SCRIPT, args(script, total_timesteps=256), {"total_timesteps"})["global_step"] == 64
+        checkpoints.load_to_resume(
+            run / "best.pt", script.SCRIPT, args(script, total_timesteps=256), {"total_timesteps"}
+        )["global_step"]
+        == 64
     )
     with pytest.raises(InputError, match="damaged"):
-        storage.load_agent(path)
+        checkpoints.load_agent(path)
 
 
 def test_another_stored_model_is_refused(args, models, tmp_path):
@@ -609,7 +676,9 @@ def test_another_stored_model_is_refused(args, models, tmp_path):
     save_encoder(folder / "autoencoder.pt", "autoencoder", PRETRAININGS["autoencoder"](), {"game": "Pong"})
     for open_it in (
         lambda: ppo_wsa_atari.load_agent(run / "checkpoint.pt"),
-        lambda: ppo_wsa_atari.main(args(ppo_wsa_atari, resume=str(run / "checkpoint.pt"), total_timesteps=256, **flags)),
+        lambda: ppo_wsa_atari.main(
+            args(ppo_wsa_atari, resume=str(run / "checkpoint.pt"), total_timesteps=256, **flags)
+        ),
     ):
         with pytest.raises(InputError, match="the stored autoencoder is not the one"):
             open_it()
@@ -683,7 +752,9 @@ def run_script(*command, **options):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("script", ["ppo_e2e_atari.py", "ppo_wsa_atari.py", "pretrain_encoders.py", "probe_encoders.py"])
+@pytest.mark.parametrize(
+    "script", ["ppo_e2e_atari.py", "ppo_wsa_atari.py", "pretrain_encoders.py", "probe_encoders.py"]
+)
 def test_a_person_sees_one_sentence(script):
     result = run_script(script, "--env-id", "PongNoFrameskip-v4")
     assert result.returncode != 0 and "Traceback" not in result.stderr
@@ -700,16 +771,21 @@ def test_an_unknown_precision_is_refused():
 
 def test_stored_models_are_found_from_any_folder(tmp_path):
     """The default is the repository's pretrained/; a relative folder of one's own is looked for where one is."""
-    flags = "--env-id ALE/Pong-v5 --encoders state_representation --num-envs 2 --num-steps 8 --total-timesteps 16 --num-minibatches 1"
+    flags = (
+        "--env-id ALE/Pong-v5 --encoders state_representation --num-envs 2 --num-steps 8 --total-timesteps "
+        "16 --num-minibatches 1"
+    )
     command = [sys.executable, str(ROOT / "ppo_wsa_atari.py"), *flags.split(), "--cuda", "False"]
     begin = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     found = begin(command)
     assert found.returncode == 0, found.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    assert storage.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
+    assert files.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
     assert ppo_wsa_atari.load_agent(run / "checkpoint.pt").weighed == ("state_representation",)
     missing = begin([*command, "--pretrained-dir", "mine"])
-    assert missing.returncode != 0 and missing.stderr.startswith("error: mine/Pong: no stored state_representation, autoencoder; make them")
+    assert missing.returncode != 0 and missing.stderr.startswith(
+        "error: mine/Pong: no stored state_representation, autoencoder; make them"
+    )
     (tmp_path / "mine").symlink_to(ROOT / "pretrained")
     assert begin([*command, "--pretrained-dir", "mine"]).returncode == 0
 
@@ -718,15 +794,18 @@ def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
     """The flags of the first command need not be repeated; Ctrl-C ends it cleanly and the next command goes on."""
     flags = ["--num-envs", "2", "--num-steps", "16", "--runs-dir", str(tmp_path), "--torch-threads", "1"]
     first = subprocess.Popen(
-        [sys.executable, "ppo_e2e_atari.py", "--total-timesteps", "1000000", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "ppo_e2e_atari.py", "--total-timesteps", "1000000", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     first.stdout.readline()  # it says that it has begun
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 0 and "stopped at step" in out
     (run,) = tmp_path.iterdir()
-    done = storage.load(run / "checkpoint.pt", "checkpoint")["global_step"]
+    done = files.load(run / "checkpoint.pt", "checkpoint")["global_step"]
     result = run_script("ppo_e2e_atari.py", "--resume", str(run / "checkpoint.pt"), "--total-timesteps", str(done + 64))
     assert result.returncode == 0, result.stderr
-    checkpoint = storage.load(run / "checkpoint.pt", "checkpoint")
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["global_step"] == done + 64 and checkpoint["args"]["num_steps"] == 16

@@ -8,10 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pretrain_encoders
-from atari import env_seeds, make_envs
 from encoders import load_encoder
-from pretrain_encoders import Args, FrameData, main
-from storage import InputError
+from encoders.frames import FrameData
+from environments.atari import make_envs
+from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
+from pretrain_encoders import Args, main
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def small_args(folder, **changes):
 
 
 def test_stacks_from_disk_equal_the_environments(folder):
-    """Play the first game again, with the same draws: what `observations` puts together is what the environment showed."""
+    """Play the first game again, with the same draws: what `observations` puts together is what the environment
+    showed."""
     data = FrameData(folder / "data" / "Pong", 0.1, 1)
     rng = np.random.default_rng([1, 0])
     rng.integers(2**31)
@@ -72,7 +75,9 @@ def test_samples_stay_in_one_game_of_their_split(folder, offsets, monkeypatch):
     data = FrameData(folder / "data" / "Pong", 0.5, 1)
     drawn = []
     monkeypatch.setattr(
-        data, "observations", lambda games, times: drawn.append((games, times)) or np.zeros((len(games), 4, 84, 84), np.uint8)
+        data,
+        "observations",
+        lambda games, times: drawn.append((games, times)) or np.zeros((len(games), 4, 84, 84), np.uint8),
     )
     data.sample("validation", 2000, offsets, np.random.default_rng(0))
     games, times = drawn[0]
@@ -130,7 +135,8 @@ def test_a_stopped_run_goes_on_to_the_same_result(folder, monkeypatch):
 
 @pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
 def test_frames_from_before_fire_do_not_mix_with_newer_ones(tmp_path, game):
-    """Where FIRE is pressed after a lost life, frames whose index does not say so are refused; elsewhere nothing has changed."""
+    """Where FIRE is pressed after a lost life, frames whose index does not say so are refused; elsewhere nothing has
+    changed."""
     flags = {"env_id": f"ALE/{game}-v5", "num_frames": 1200, "encoders": ("autoencoder",), "steps": 1}
     main(small_args(tmp_path, **flags))
     path = tmp_path / "data" / game / "index.json"
@@ -140,7 +146,9 @@ def test_frames_from_before_fire_do_not_mix_with_newer_ones(tmp_path, game):
     before = (tmp_path / "data" / game / "frames.u8").read_bytes()
     more = small_args(tmp_path, **flags | {"num_frames": 1500}, retrain=True)
     if game == "Breakout":
-        with pytest.raises(InputError, match="holds frames from before FIRE was pressed after a lost life; choose another --data-dir"):
+        with pytest.raises(
+            InputError, match="holds frames from before FIRE was pressed after a lost life; choose another --data-dir"
+        ):
             main(more)
         assert (tmp_path / "data" / game / "frames.u8").read_bytes() == before
     else:
@@ -156,7 +164,9 @@ def test_collecting_goes_on_where_it_was(folder):
     after = (data_folder / "frames.u8").read_bytes()
     assert after[: len(before)] == before and len(after) == 3300 * 84 * 84
     with pytest.raises(InputError, match="another seed"):
-        main(small_args(folder, seed=2, num_frames=5000, pretrained_dir=str(folder / "other"), encoders=("autoencoder",)))
+        main(
+            small_args(folder, seed=2, num_frames=5000, pretrained_dir=str(folder / "other"), encoders=("autoencoder",))
+        )
     assert (data_folder / "frames.u8").read_bytes() == after
 
 
@@ -173,7 +183,9 @@ def test_an_expert_plays_its_share(tmp_path):
         "precision": "float32",
     }
     run = pretrain_policy_atari.main(pretrain_policy_atari.Args(**flags))
-    args = small_args(tmp_path, num_frames=3600, expert_checkpoint=str(run / "checkpoint.pt"), encoders=("autoencoder",), steps=1)
+    args = small_args(
+        tmp_path, num_frames=3600, expert_checkpoint=str(run / "checkpoint.pt"), encoders=("autoencoder",), steps=1
+    )
     main(args)
     with pytest.raises(InputError, match=r"plays ALE/Pong-v5, not ALE/Breakout-v5"):
         main(small_args(tmp_path, env_id="ALE/Breakout-v5", expert_checkpoint=str(run / "checkpoint.pt")))

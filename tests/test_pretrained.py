@@ -1,4 +1,5 @@
-"""The models that are in the repository: each has learnt something, judged on new games that no model was trained on."""
+"""The models that are in the repository: each has learnt something, judged on new games that no model was trained
+on."""
 
 import csv
 import functools
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from encoders import PRETRAININGS, load_encoder, load_pretraining
-from pretrain_encoders import Args, FrameData, collect_frames
+from encoders.frames import FrameData, collect_frames
+from pretrain_encoders import Args
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER_MODELS = ["state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder"]
@@ -26,7 +28,9 @@ def new_games_of(tmp_path_factory):
     @functools.cache
     def collect(game: str) -> FrameData:
         folder = tmp_path_factory.mktemp(game)
-        collect_frames(Args(env_id=f"ALE/{game}-v5", seed=987, num_envs=4), folder, 3000, torch.device("cpu"), threading.Event())
+        collect_frames(
+            Args(env_id=f"ALE/{game}-v5", seed=987, num_envs=4), folder, 3000, torch.device("cpu"), threading.Event()
+        )
         return FrameData(folder, 0.5, 0)
 
     return collect
@@ -58,7 +62,9 @@ def test_they_are_small_and_say_what_they_are(game):
 def test_each_beats_its_random_initialisation(game, name, new_games_of):
     new_games = new_games_of(game)
     torch.manual_seed(1)
-    assert loss_on(load_pretraining(ROOT / "pretrained" / game, name), new_games) < 0.9 * loss_on(PRETRAININGS[name](), new_games)
+    assert loss_on(load_pretraining(ROOT / "pretrained" / game, name), new_games) < 0.9 * loss_on(
+        PRETRAININGS[name](), new_games
+    )
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -81,12 +87,16 @@ def test_the_autoencoder_beats_the_median_frame(game, new_games_of):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_probes_beat_those_of_random_initialisations(game):
-    """The stored table of linear probes (by probe_encoders.py): for what moves (all but the score) each model beats its initialisation,
-    but those that the README names."""
+    """The stored table of linear probes (by probe_encoders.py): for what moves (all but the score) each model beats its
+    initialisation, but those that the README names."""
     with open(ROOT / "benchmark" / f"probes_{game}.csv", newline="") as file:
         rows = {(row["features"], row["weights"]): row for row in csv.DictReader(file)}
     readme = (ROOT / "README.md").read_text()
     for name in PAPER_MODELS:
-        kinds = [kind for kind in rows[name, "trained"] if kind.startswith("f1_") and kind not in ("f1_score", "f1_mean")]
-        trained, untrained = (np.mean([float(rows[name, weights][kind]) for kind in kinds]) for weights in ("trained", "untrained"))
+        kinds = [
+            kind for kind in rows[name, "trained"] if kind.startswith("f1_") and kind not in ("f1_score", "f1_mean")
+        ]
+        trained, untrained = (
+            np.mean([float(rows[name, weights][kind]) for kind in kinds]) for weights in ("trained", "untrained")
+        )
         assert trained > untrained or f"{game}'s `{name}` does not beat its random initialisation" in readme

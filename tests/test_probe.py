@@ -8,8 +8,8 @@ import torch
 
 import probe_encoders
 from encoders import PRETRAININGS, save_encoder
+from housekeeping.flags import InputError
 from probe_encoders import COMPONENTS, Args, collect, embed, entropy, main, prepare, probe
-from storage import InputError
 
 
 def test_a_probe_reads_what_is_there_and_not_what_is_not():
@@ -24,7 +24,8 @@ def test_a_probe_reads_what_is_there_and_not_what_is_not():
 
 
 def test_the_probe_has_converged():
-    """Its weights are those that Newton's method finds for the same penalty, on two classes; more iterations change no guess."""
+    """Its weights are those that Newton's method finds for the same penalty, on two classes; more iterations change no
+    guess."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(600, 3))
     labels = (x @ [2.0, -1.0, 0.5] + rng.logistic(size=600) > 0).astype(int)
@@ -37,7 +38,9 @@ def test_the_probe_has_converged():
         gradient = fit.T @ (p - labels[~test]) + penalty @ weights
         weights -= np.linalg.solve(fit.T @ (fit * (p * (1 - p))[:, None]) + penalty, gradient)
     guess = np.column_stack([x, np.ones(600)])[test] @ weights > 0
-    assert scores["side"][1] == pytest.approx((guess == labels[test]).mean(), abs=0.006)  # one of 200 may sit on the border
+    assert scores["side"][1] == pytest.approx(
+        (guess == labels[test]).mean(), abs=0.006
+    )  # one of 200 may sit on the border
 
 
 def test_features_are_brought_to_one_scale():
@@ -49,13 +52,18 @@ def test_features_are_brought_to_one_scale():
     np.testing.assert_allclose(x[train].mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(x[train].std(axis=0), 1, rtol=1e-3)
     raw = features[:, :3].numpy()
-    np.testing.assert_allclose(x[~train], (raw[~train] - raw[train].mean(axis=0)) / raw[train].std(axis=0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        x[~train], (raw[~train] - raw[train].mean(axis=0)) / raw[train].std(axis=0), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_long_features_are_projected():
-    """On the directions in which standardised features vary most, found by a singular value decomposition; the size is 1 in the mean."""
+    """On the directions in which standardised features vary most, found by a singular value decomposition; the size is
+    1 in the mean."""
     rng = np.random.default_rng(0)
-    features = torch.from_numpy(rng.normal(size=(700, 4)) @ rng.normal(size=(4, 600)) + 0.01 * rng.normal(size=(700, 600))).float()
+    features = torch.from_numpy(
+        rng.normal(size=(700, 4)) @ rng.normal(size=(4, 600)) + 0.01 * rng.normal(size=(700, 600))
+    ).float()
     train = np.arange(700) < 600
     x = prepare(features, train, seed=0)
     assert x.shape == (700, COMPONENTS) and np.square(x[train]).mean() == pytest.approx(1, rel=1e-3)
@@ -93,7 +101,11 @@ def test_the_memory_belongs_to_the_picture_in_breakout():
     field = np.abs(newest - np.median(newest, axis=0))[:, 38:72, 6:78]
     seen = field.max(axis=(1, 2)) > 40
     y, x = np.unravel_index(field[seen].reshape(seen.sum(), -1).argmax(axis=1), field.shape[1:])
-    assert seen.sum() > 100 and np.corrcoef(x, rams[seen, 99])[0, 1] > 0.98 and np.corrcoef(y, rams[seen, 101])[0, 1] > 0.98
+    assert (
+        seen.sum() > 100
+        and np.corrcoef(x, rams[seen, 99])[0, 1] > 0.98
+        and np.corrcoef(y, rams[seen, 101])[0, 1] > 0.98
+    )
 
 
 @pytest.fixture
@@ -104,7 +116,8 @@ def quick(monkeypatch):
 
 
 def test_the_table(tmp_path, pretrained_dir, capsys, quick):
-    """Trained and untrained models, raw pixels, all models together and all but each one; what one adds is the difference."""
+    """Trained and untrained models, raw pixels, all models together and all but each one; what one adds is the
+    difference."""
     models = ("state_representation", "autoencoder")
     output = tmp_path / "probes_<Game>.csv"
     main(Args(encoders=models, pretrained_dir=pretrained_dir, num_samples=500, every=8, output=str(output)))
@@ -119,7 +132,9 @@ def test_the_table(tmp_path, pretrained_dir, capsys, quick):
     assert [int(row["length"]) for row in rows.values()] == [512, 512, 4096, 4096, 4 * 84 * 84, 4608, 4096, 512]
     for name in models:
         row = rows[f"all but {name}", "trained"]
-        assert float(row["adds"]) == pytest.approx(float(rows["all", "trained"]["f1_mean"]) - float(row["f1_mean"]), abs=2e-4)
+        assert float(row["adds"]) == pytest.approx(
+            float(rows["all", "trained"]["f1_mean"]) - float(row["f1_mean"]), abs=2e-4
+        )
         (other,) = set(models) - {name}
         assert row["f1_mean"] == rows[other, "trained"]["f1_mean"]  # of two, all but one is the other
     assert "what each model adds" in capsys.readouterr().out

@@ -1,5 +1,5 @@
-"""Behavior Transfer: the replay buffer against explicit stacks, flights against exact probabilities, what a transition teaches, and the
-plain agent against a minimal DQN written here, update for update."""
+"""Behavior Transfer: the replay buffer against explicit stacks, flights against exact probabilities, what a transition
+teaches, and the plain agent against a minimal DQN written here, update for update."""
 
 import json
 import shutil
@@ -15,10 +15,12 @@ import dqn_bt_atari
 import evaluate
 import ppo_e2e_atari
 import pretrain_policy_atari
-import storage
-from atari import env_seeds, make_envs
-from dqn_bt_atari import Args, Batch, Flights, QNetwork, ReplayBuffer, load_agent, main, td_loss
-from storage import InputError
+from behavior_transfer.replay_buffer import Batch, ReplayBuffer
+from dqn_bt_atari import Args, Flights, QNetwork, load_agent, main, td_loss
+from environments.atari import make_envs
+from housekeeping import files
+from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -35,9 +37,18 @@ SMALL = {
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> str:
     """A checkpoint of a policy for Breakout, barely trained."""
-    flags = {"env_id": "ALE/Breakout-v5", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "num_minibatches": 2, "update_epochs": 1}
+    flags = {
+        "env_id": "ALE/Breakout-v5",
+        "num_envs": 2,
+        "num_steps": 16,
+        "total_timesteps": 32,
+        "num_minibatches": 2,
+        "update_epochs": 1,
+    }
     run = pretrain_policy_atari.main(
-        pretrain_policy_atari.Args(**flags, runs_dir=str(tmp_path_factory.mktemp("policy")), cuda=False, precision="float32")
+        pretrain_policy_atari.Args(
+            **flags, runs_dir=str(tmp_path_factory.mktemp("policy")), cuda=False, precision="float32"
+        )
     )
     return str(run / "checkpoint.pt")
 
@@ -51,13 +62,16 @@ def make_args(tmp_path, **flags) -> Args:
 
 @pytest.mark.parametrize("size", [3000, 300])
 def test_the_buffer_gives_back_explicit_stacks(size):
-    """Random Breakout with lost lives, ends of games and games that are cut off, in a ring that never or often begins anew."""
+    """Random Breakout with lost lives, ends of games and games that are cut off, in a ring that never or often begins
+    anew."""
     n_step, gamma, num_envs = 3, 0.9, 3
     envs = make_envs("ALE/Breakout-v5", num_envs, life_loss_info=True, max_frames_per_game=600)
     buffer = ReplayBuffer(size, num_envs, n_step, gamma)
     obs, _ = envs.reset(seed=np.arange(num_envs))
     rng = np.random.default_rng(0)
-    history = [[] for _ in range(num_envs)]  # per environment (observation, action, reward, terminal), or (observation, None) at a cut
+    history = [
+        [] for _ in range(num_envs)
+    ]  # per environment (observation, action, reward, terminal), or (observation, None) at a cut
     for _ in range(700):
         actions, by_policy = rng.integers(envs.single_action_space.n, size=num_envs), rng.random(num_envs) < 0.3
         next_obs, reward, terminated, truncated, info = envs.step(actions)
@@ -88,7 +102,9 @@ def test_the_buffer_gives_back_explicit_stacks(size):
                 total += discount * steps[at][2]
                 discount = 0.0 if steps[at][3] else discount * gamma
                 at += 1
-            assert batch.returns[row].item() == pytest.approx(total) and batch.discounts[row].item() == pytest.approx(discount)
+            assert batch.returns[row].item() == pytest.approx(total) and batch.discounts[row].item() == pytest.approx(
+                discount
+            )
             if discount > 0:
                 np.testing.assert_array_equal(batch.next_obs[row], steps[at][0])
             seen["terminal" if discount == 0 else "cut" if at < t + n_step else "whole"] += 1
@@ -96,7 +112,8 @@ def test_the_buffer_gives_back_explicit_stacks(size):
 
 
 def test_n_step_returns_by_hand():
-    """gamma 1/2, n 3, rewards 1 1 0 1 1 | life lost with the second 1 of them in one game, cut off after the fifth step in the other."""
+    """gamma 1/2, n 3, rewards 1 1 0 1 1 | life lost with the second 1 of them in one game, cut off after the fifth step
+    in the other."""
     buffer = ReplayBuffer(100, 2, 3, 0.5)
     frames = np.arange(1, 13, dtype=np.uint8)
     for t, reward in enumerate((1, 1, 0, 1, 1)):
@@ -109,7 +126,10 @@ def test_n_step_returns_by_hand():
     lost = buffer.transitions(np.zeros(4, dtype=np.int64), np.arange(4), CPU)
     assert lost.returns.tolist() == [1.5, 1.0, 0.75, 1.5]  # 1 + 1/2 | 1 | 0 + 1/2 + 1/4 | 1 + 1/2 + 0
     assert lost.discounts.tolist() == [0, 0, 0.125, 0.125]
-    assert lost.next_obs[2:, -1, 0, 0].tolist() == [frames[6 - 1 + 1], frames[7]]  # slot 5 holds frame 6: game 0 was not cut off
+    assert lost.next_obs[2:, -1, 0, 0].tolist() == [
+        frames[6 - 1 + 1],
+        frames[7],
+    ]  # slot 5 holds frame 6: game 0 was not cut off
     cut = buffer.transitions(np.ones(4, dtype=np.int64), np.arange(1, 5), CPU)
     assert cut.returns.tolist() == [1.25, 0.75, 1.5, 1.0]  # 1 + 0 + 1/4 | 0 + 1/2 + 1/4 | 1 + 1/2, cut | 1, cut
     assert cut.discounts.tolist() == [0.125, 0.125, 0.25, 0.5]
@@ -125,7 +145,9 @@ def test_draws_are_even_over_all_whole_transitions():
         buffer.add(np.zeros((2, 84, 84), dtype=np.uint8), np.zeros(2), no, np.zeros(2), no, no)
         if t == 20:
             buffer.cut_off(np.array([0]), np.zeros((1, 84, 84), dtype=np.uint8))
-    expected = {(0, slot) for slot in range(11 + 3, 31 - 3) if slot != 21} | {(1, slot) for slot in range(10 + 3, 30 - 3)}
+    expected = {(0, slot) for slot in range(11 + 3, 31 - 3) if slot != 21} | {
+        (1, slot) for slot in range(10 + 3, 30 - 3)
+    }
     envs, slots = buffer.draw(60_000, np.random.default_rng(0))
     counts = {pair: 0 for pair in expected}
     for pair in zip(envs.tolist(), slots.tolist(), strict=True):
@@ -148,7 +170,9 @@ def test_flight_lengths_follow_the_capped_zeta_distribution():
     flights = Flights(1, 1.0, 2.0, 100, np.random.default_rng(0))
     total = sum(1 / n**2 for n in range(1, 101))
     np.testing.assert_allclose(flights.lengths, [1 / n**2 / total for n in range(1, 101)], rtol=1e-12)
-    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(3.17, abs=0.005)  # the cap's mean
+    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(
+        3.17, abs=0.005
+    )  # the cap's mean
     drawn = []
     for _ in range(20_000):  # with probability 1, the next flight begins as soon as one ends: read how long each was
         flights.step()
@@ -156,7 +180,9 @@ def test_flight_lengths_follow_the_capped_zeta_distribution():
         flights.left[:] = 0
     observed = np.bincount(np.minimum(drawn, 6), minlength=7)[1:]
     expected = 20_000 * np.append(flights.lengths[:5], flights.lengths[5:].sum())
-    assert ((observed - expected) ** 2 / expected).sum() < 24.1  # chi-squared, 5 degrees of freedom: exceeded once in 5,000
+    assert (
+        (observed - expected) ** 2 / expected
+    ).sum() < 24.1  # chi-squared, 5 degrees of freedom: exceeded once in 5,000
     assert max(drawn) <= 100
 
 
@@ -176,7 +202,8 @@ def test_flights_end_with_the_game_and_last_as_long_as_drawn():
 
 
 def test_main_ends_flights_with_the_games(tmp_path, policy, monkeypatch):
-    """Games of 40 steps: what main tells the flights at each step is which games are over, and not which lives are lost."""
+    """Games of 40 steps: what main tells the flights at each step is which games are over, and not which lives are
+    lost."""
     told = []
     monkeypatch.setattr(Flights, "end", lambda self, envs: told.append(envs.copy()))
     flags = {"max_frames_per_game": 160, "total_timesteps": 400, "flights": True}
@@ -185,9 +212,11 @@ def test_main_ends_flights_with_the_games(tmp_path, policy, monkeypatch):
 
 
 def test_flights_leave_other_draws_alone(tmp_path, policy, monkeypatch):
-    """Until the first flight, a run with flights is the run without; what is drawn for epsilon and replay is the same throughout.
+    """Until the first flight, a run with flights is the run without; what is drawn for epsilon and replay is the same
+    throughout.
 
-    (What is drawn from the buffer depends on how much is in it alone, and all of these games are cut off at the same steps.)
+    (What is drawn from the buffer depends on how much is in it alone, and all of these games are cut off at the same
+    steps.)
     """
     sent = []
     make = dqn_bt_atari.make_envs
@@ -203,8 +232,11 @@ def test_flights_leave_other_draws_alone(tmp_path, policy, monkeypatch):
     for flags in ({}, {"flights": True, "flight_probability": 0.2, "pretrained_policy": policy}):
         sent.append([])
         run = main(make_args(tmp_path, total_timesteps=200, max_frames_per_game=160, **flags))
-        states.append(storage.load(run / "checkpoint.pt", "checkpoint")["streams"])
-    assert all(states[0][name] == states[1][name] for name in ("epsilon", "replay")) and states[0]["flights"] != states[1]["flights"]
+        states.append(files.load(run / "checkpoint.pt", "checkpoint")["streams"])
+    assert (
+        all(states[0][name] == states[1][name] for name in ("epsilon", "replay"))
+        and states[0]["flights"] != states[1]["flights"]
+    )
     same = np.mean([a == b for a, b in zip(*sent, strict=True)])
     flights = Flights(4, 0.2, 2.0, 100, np.random.default_rng([1, 2]))
     first = next(t for t in range(200) if flights.step().any())
@@ -239,11 +271,13 @@ def test_what_a_transition_teaches_by_hand():
         next_obs=states + 1,
         discounts=torch.tensor([0.5, 0.0]),
     )
-    # The online network likes the extra action best in state 1; the target network says 0.2 of it. Targets: 0.1 + 0.5 x 0.2 = 0.2, and 0.3
+    # The online network likes the extra action best in state 1; the target network says 0.2 of it. Targets: 0.1 + 0.5 x
+    # 0.2 = 0.2, and 0.3
     loss, logged = td_loss(online, target, batch)
     assert loss.item() == pytest.approx((0.2**2 / 2 + 0.3**2 / 2) / 2 + (0.3**2 / 2) / 2)
     loss.backward()
-    # Huber's gradient inside 1 is the error over the batch of 2; action 0 learns from the first transition, the others from the second
+    # Huber's gradient inside 1 is the error over the batch of 2; action 0 learns from the first transition, the others
+    # from the second
     np.testing.assert_allclose(online.q.grad[0], [-0.1, -0.15, -0.15], rtol=1e-6)
     assert not online.q.grad[1].any() and target.q.grad is None
     assert logged["q_values"].item() == 0 and logged["q_extra_action"].item() == 0
@@ -259,7 +293,8 @@ def test_without_the_extra_action_the_policys_steps_teach_the_games_action_only(
 
 @pytest.mark.parametrize("how", ["extra_action", "flights", "random"])
 def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how):
-    """The games, and the buffer, receive what the policy drew: where the network prefers the extra action, on flights, and at random.
+    """The games, and the buffer, receive what the policy drew: where the network prefers the extra action, on flights,
+    and at random.
 
     At random, the extra one is one of five actions.
     """
@@ -292,7 +327,9 @@ def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how)
     assert len(sent) == 40 and len({action for row in sent for action in row}) == 4
     np.testing.assert_array_equal(sent, [stored for stored, _ in kept])
     by_policy, forced = np.array([marked for _, marked in kept]), np.array(forced)
-    assert forced.any() and (np.array(sent)[forced] == 1).all() and not by_policy[forced].any()  # FIRE after a lost life is nobody's
+    assert (
+        forced.any() and (np.array(sent)[forced] == 1).all() and not by_policy[forced].any()
+    )  # FIRE after a lost life is nobody's
     if how == "random":
         assert 20 <= by_policy.sum() <= 46  # of 160, a fifth; outside with one seed in 130 (binomial)
     else:
@@ -319,14 +356,17 @@ def test_fine_tuning_takes_the_convolutions_alone(policy):
 
 
 def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
-    """Written again from the papers, on lists of whole observations; the same seeds must give the same losses, update for update.
+    """Written again from the papers, on lists of whole observations; the same seeds must give the same losses, update
+    for update.
 
     Lives are lost, and games are cut off after 60 steps: there the return ends with the value of the game's last state.
     """
     losses = []
     loss_of = dqn_bt_atari.td_loss
     monkeypatch.setattr(dqn_bt_atari, "td_loss", lambda *rest: (losses.append(loss_of(*rest)), losses[-1])[1])
-    args = make_args(tmp_path, total_timesteps=280, target_network_frequency=160, exploration_fraction=0.5, max_frames_per_game=240)
+    args = make_args(
+        tmp_path, total_timesteps=280, target_network_frequency=160, exploration_fraction=0.5, max_frames_per_game=240
+    )
     run = main(args)
 
     torch.manual_seed(args.seed)
@@ -394,14 +434,16 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
     assert sum(end is not None and end for game in games for _, _, _, end in game) >= 4  # lives were lost
     assert [len(game) for game in games] == [71] * 4  # 70 steps, and a game cut off
     np.testing.assert_allclose([loss.item() for loss, _ in losses], mine, rtol=1e-3, atol=1e-6)
-    trained = storage.load(run / "checkpoint.pt", "checkpoint")["agent"]
+    trained = files.load(run / "checkpoint.pt", "checkpoint")["agent"]
     for name, tensor in online.state_dict().items():
         torch.testing.assert_close(trained[f"network.{name}"], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_one_seed_gives_one_run(tmp_path, policy):
     flags = {"flights": True, "extra_action": True, "flight_probability": 0.1, "pretrained_policy": policy}
-    one, two = (storage.load(main(make_args(tmp_path, **flags)) / "checkpoint.pt", "checkpoint")["agent"] for _ in range(2))
+    one, two = (
+        files.load(main(make_args(tmp_path, **flags)) / "checkpoint.pt", "checkpoint")["agent"] for _ in range(2)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -412,33 +454,37 @@ def test_one_seed_gives_one_run(tmp_path, policy):
 def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
     flags = {"flights": True, "extra_action": True, "pretrained_policy": policy, "save_buffer": save_buffer}
     run = main(make_args(tmp_path, **flags))
-    first = storage.load(run / "checkpoint.pt", "checkpoint")
+    first = files.load(run / "checkpoint.pt", "checkpoint")
     updates, buffers = [], []
     loss_of, init = dqn_bt_atari.td_loss, ReplayBuffer.__init__
     monkeypatch.setattr(dqn_bt_atari, "td_loss", lambda *rest: (updates.append(rest[2]), loss_of(*rest))[1])
     monkeypatch.setattr(ReplayBuffer, "__init__", lambda self, *rest: (buffers.append(self), init(self, *rest))[1])
     flags["pretrained_policy"] = None  # its weights are in the checkpoint
     assert main(make_args(tmp_path, **flags | {"total_timesteps": 360, "resume": str(run / "checkpoint.pt")})) == run
-    second = storage.load(run / "checkpoint.pt", "checkpoint")
-    assert second["global_step"] == 360 and all(torch.equal(first["policy"][name], second["policy"][name]) for name in first["policy"])
+    second = files.load(run / "checkpoint.pt", "checkpoint")
+    assert second["global_step"] == 360 and all(
+        torch.equal(first["policy"][name], second["policy"][name]) for name in first["policy"]
+    )
     assert len(updates) == (30 if save_buffer else 10)  # one for 4 steps: at once, or after 80 new transitions
     said = "the replay buffer holds 0 transitions; learning goes on from step 320" in capsys.readouterr().out
     assert said == (not save_buffer) and (run / "buffer.pt").exists() == save_buffer
     buffer = buffers[-1]
     if save_buffer:
-        stored = storage.load(run / "buffer.pt", "replay buffer")
+        stored = files.load(run / "buffer.pt", "replay buffer")
         assert len(buffer) == 240 + 4 + 120 and [len(frames) for frames in stored["buffer"]["frames"]] == [91] * 4
         assert (~buffer.acted[:, :91]).nonzero()[1].tolist() == [60] * 4  # where the games were cut by the stop
         np.testing.assert_array_equal(torch.stack(stored["buffer"]["frames"]).numpy(), buffer.frames[:, :91])
         more = flags | {"total_timesteps": 400, "resume": str(run / "checkpoint.pt")}
         for change, says in (({"env_id": "ALE/Pong-v5"}, "of another run"), (None, "damaged")):
             if change:
-                storage.save(stored | change, run / "buffer.pt")
+                files.save(stored | change, run / "buffer.pt")
             else:
                 (run / "buffer.pt").write_bytes(b"no")
             with pytest.raises(InputError, match=says):
                 main(make_args(tmp_path, **more))
-        storage.save(stored, run / "buffer.pt")  # without --save-buffer, the checkpoint goes on and the buffer stays as it is ...
+        files.save(
+            stored, run / "buffer.pt"
+        )  # without --save-buffer, the checkpoint goes on and the buffer stays as it is ...
         main(make_args(tmp_path, **more | {"save_buffer": False}))
         before = len(updates)
         main(make_args(tmp_path, **more | {"save_buffer": False, "total_timesteps": 440}))
@@ -446,21 +492,24 @@ def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
 
 
 def test_a_full_buffer_is_stored_and_read_back(tmp_path):
-    """A ring that has begun anew gives the same transitions after it was stored; one that is hardly filled makes a small file."""
+    """A ring that has begun anew gives the same transitions after it was stored; one that is hardly filled makes a
+    small file."""
     rng = np.random.default_rng(0)
     full = ReplayBuffer(60, 2, 3, 0.99)
     for _ in range(47):
         frames, no = rng.integers(0, 256, (2, 84, 84), dtype=np.uint8), np.zeros(2, dtype=bool)
         full.add(frames, rng.integers(4, size=2), no, rng.normal(size=2), rng.random(2) < 0.1, no)
-    storage.save({"kind": "replay buffer", "buffer": full.state_dict()}, tmp_path / "full.pt")
+    files.save({"kind": "replay buffer", "buffer": full.state_dict()}, tmp_path / "full.pt")
     again = ReplayBuffer(60, 2, 3, 0.99)
-    again.load_state_dict(storage.load(tmp_path / "full.pt", "replay buffer", mmap=True)["buffer"])
+    again.load_state_dict(files.load(tmp_path / "full.pt", "replay buffer", mmap=True)["buffer"])
     drawn = full.draw(50, np.random.default_rng(1))
     assert all(np.array_equal(a, b) for a, b in zip(drawn, again.draw(50, np.random.default_rng(1)), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(full.transitions(*drawn, CPU), again.transitions(*drawn, CPU), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(full.transitions(*drawn, CPU), again.transitions(*drawn, CPU), strict=True)
+    )
     large = ReplayBuffer(100_000, 2, 3, 0.99)
     large.add(frames, np.zeros(2), no, np.zeros(2), no, no)
-    storage.save({"kind": "replay buffer", "buffer": large.state_dict()}, tmp_path / "large.pt")
+    files.save({"kind": "replay buffer", "buffer": large.state_dict()}, tmp_path / "large.pt")
     assert (tmp_path / "large.pt").stat().st_size < 40_000
 
 
@@ -475,13 +524,19 @@ def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
     acted = agent.act(obs, greedy=True)
     torch.manual_seed(0)
     np.testing.assert_array_equal(acted, ppo_e2e_atari.Agent.act(agent.policy, obs, greedy=False))
-    theirs = storage.load(policy, "checkpoint")["agent"]
+    theirs = files.load(policy, "checkpoint")["agent"]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in agent.policy.state_dict().items())
     with torch.no_grad():
         agent.q_network.q.bias[-1] -= 2000.0
     with torch.no_grad():
         np.testing.assert_array_equal(agent.act(obs, greedy=True), agent.q_network(torch.from_numpy(obs)).argmax(dim=1))
-    flags = {"checkpoint": (str(run / "checkpoint.pt"),), "episodes": 2, "num_envs": 2, "max_frames_per_game": 400, "cuda": False}
+    flags = {
+        "checkpoint": (str(run / "checkpoint.pt"),),
+        "episodes": 2,
+        "num_envs": 2,
+        "max_frames_per_game": 400,
+        "cuda": False,
+    }
     evaluate.main(evaluate.Args(**flags, output_dir=str(tmp_path / "scores")))
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["results"][0]["script"] == "dqn_bt_atari"
 
@@ -495,7 +550,8 @@ def test_epsilon_goes_from_one_to_the_other_and_stays(tmp_path):
 
 
 def test_a_resumed_run_needs_room_for_one_more_buffer(tmp_path, monkeypatch):
-    """The stored one is on the disk already: 7 KB for each of 140 steps, and as much for the new one, less what is there."""
+    """The stored one is on the disk already: 7 KB for each of 140 steps, and as much for the new one, less what is
+    there."""
     run = main(make_args(tmp_path, total_timesteps=100, save_buffer=True))
     usage, stored = shutil.disk_usage(tmp_path), (run / "buffer.pt").stat().st_size
     again = make_args(tmp_path, total_timesteps=140, save_buffer=True, resume=str(run / "checkpoint.pt"))
@@ -514,8 +570,14 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
     for flags, says in (
         ({"flights": True}, "--flights: give the policy as --pretrained-policy"),
         ({"pretrained_policy": policy}, "nothing uses it"),
-        ({"pretrained_policy": policy, "flights": True, "env_id": "ALE/Pong-v5"}, "this policy plays ALE/Breakout-v5, not ALE/Pong-v5"),
-        ({"pretrained_policy": str(run / "checkpoint.pt"), "flights": True}, "a policy comes from pretrain_policy_atari or ppo_e2e_atari"),
+        (
+            {"pretrained_policy": policy, "flights": True, "env_id": "ALE/Pong-v5"},
+            "this policy plays ALE/Breakout-v5, not ALE/Pong-v5",
+        ),
+        (
+            {"pretrained_policy": str(run / "checkpoint.pt"), "flights": True},
+            "a policy comes from pretrain_policy_atari or ppo_e2e_atari",
+        ),
         ({"pretrained_policy": "nothing.pt", "flights": True}, "there is no such file"),
         ({"resume": policy}, "this is a checkpoint of pretrain_policy_atari.py"),
         ({"resume": str(run / "checkpoint.pt"), "gamma": 0.9, "total_timesteps": 500}, "--gamma was 0.99, now 0.9"),
@@ -525,7 +587,10 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
         ({"pretrained_policy": policy, "flights": True, "flight_exponent": 1.0}, "--flight-exponent must be above 1"),
         ({"learning_starts": 3}, "nothing can be learnt before 4 steps"),
         ({"learning_starts": 500}, "the buffer holds only --buffer-size 400"),
-        ({"save_buffer": True, "buffer_size": 10**5, "total_timesteps": 10**5}, r"need 1\.41 GB of disk, and 1\.00 GB are free; lower"),
+        (
+            {"save_buffer": True, "buffer_size": 10**5, "total_timesteps": 10**5},
+            r"need 1\.41 GB of disk, and 1\.00 GB are free; lower",
+        ),
         ({"buffer_size": 10**12, "total_timesteps": 10**12}, "replay buffer need .* GB, and"),
     ):
         with pytest.raises(InputError, match=says):

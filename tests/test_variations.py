@@ -8,27 +8,38 @@ from test_atari import assert_shows_what_training_saw
 
 import evaluate
 import ppo_e2e_atari
-from atari import make_env
-from evaluate import Args, ChangedGame, main, make_changed_env, make_hackatari
-from storage import InputError
+from environments.atari import make_env
+from environments.hackatari import ChangedGame, make_changed_env, make_hackatari
+from evaluate import Args, main
+from housekeeping.flags import InputError
 
 pytest.importorskip("hackatari")
 
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory) -> str:
-    settings = {"env_id": "ALE/Pong-v5", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "cuda": False, "precision": "float32"}
+    settings = {
+        "env_id": "ALE/Pong-v5",
+        "num_envs": 2,
+        "num_steps": 16,
+        "total_timesteps": 32,
+        "cuda": False,
+        "precision": "float32",
+    }
     run = ppo_e2e_atari.main(ppo_e2e_atari.Args(**settings, runs_dir=str(tmp_path_factory.mktemp("runs"))))
     return str(run / "checkpoint.pt")
 
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman", "SpaceInvaders"])
 def test_an_unmodified_game_shows_what_training_saw(game):
-    """Through HackAtari without a modification, frame by frame, no-ops off, through the end of games: pixels, rewards, ends and lives."""
+    """Through HackAtari without a modification, frame by frame, no-ops off, through the end of games: pixels, rewards,
+    ends and lives."""
     settings = {"repeat_action_probability": 0.0, "max_num_frames_per_episode": 1600}
 
     def make():
-        return make_env(f"ALE/{game}-v5", noop_max=0, emulator=ChangedGame(make_hackatari(f"ALE/{game}-v5", [], **settings), {}))
+        return make_env(
+            f"ALE/{game}-v5", noop_max=0, emulator=ChangedGame(make_hackatari(f"ALE/{game}-v5", [], **settings), {})
+        )
 
     assert_shows_what_training_saw(game, make)
 
@@ -49,7 +60,9 @@ def test_fire_follows_a_lost_life_in_a_changed_game():
 
 def test_a_modification_does_what_it_says():
     """Breakout's blocks turn black where they were: the picture is the unchanged one but for the rows of blocks."""
-    plain, black = (make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in (evaluate.UNCHANGED, "color_all_blocks_black"))
+    plain, black = (
+        make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in (evaluate.UNCHANGED, "color_all_blocks_black")
+    )
     (expected, _), (seen, _) = plain.reset(seed=1), black.reset(seed=1)
     for _ in range(3):
         (expected, *_), (seen, *_) = plain.step(0), black.step(0)
@@ -57,7 +70,8 @@ def test_a_modification_does_what_it_says():
     assert rows.min() >= 20 and rows.max() <= 40  # blocks: lines 57 to 93 of 210
     assert expected[-1][24:36, 10:74].min() > 50 and seen[-1][24:36, 10:74].max() < 20
     both, difficult = (
-        make_changed_env("ALE/Breakout-v5", name, noop_max=0) for name in ("color_all_blocks_black+difficulty:1", "difficulty:1")
+        make_changed_env("ALE/Breakout-v5", name, noop_max=0)
+        for name in ("color_all_blocks_black+difficulty:1", "difficulty:1")
     )
     both.reset(seed=1), difficult.reset(seed=1), plain.reset(seed=1)
     for _ in range(3):
@@ -69,7 +83,10 @@ def test_a_modification_does_what_it_says():
 
 def test_modes_survive_a_seeded_reset():
     """HackAtari's own game_mode is lost at the first seeded reset."""
-    through, plain = make_changed_env("ALE/Breakout-v5", "left_drift+mode:12", noop_max=0), make_env("ALE/Breakout-v5", noop_max=0, mode=12)
+    through, plain = (
+        make_changed_env("ALE/Breakout-v5", "left_drift+mode:12", noop_max=0),
+        make_env("ALE/Breakout-v5", noop_max=0, mode=12),
+    )
     default = make_env("ALE/Breakout-v5", noop_max=0)
     for seed in (1, 2):
         for env in (through, plain, default):
@@ -80,15 +97,31 @@ def test_modes_survive_a_seeded_reset():
 
 
 def test_known_modifications():
-    assert {"gravity", "color_all_blocks_red", "right_drift"} <= set(evaluate.hackatari_modifications("ALE/Breakout-v5")[0])
-    assert set(evaluate.hackatari_modifications("ALE/Pong-v5")[0]) == {"lazy_enemy", "up_drift", "down_drift", "left_drift", "right_drift"}
-    assert evaluate.hackatari_modifications("ALE/YarsRevenge-v5") == ({}, {}) == evaluate.hackatari_modifications("ALE/Qbert-v5")
-    known, broken = evaluate.hackatari_modifications("ALE/BankHeist-v5")  # version 0.0.6: one of its modifications raises
+    assert {"gravity", "color_all_blocks_red", "right_drift"} <= set(
+        evaluate.hackatari_modifications("ALE/Breakout-v5")[0]
+    )
+    assert set(evaluate.hackatari_modifications("ALE/Pong-v5")[0]) == {
+        "lazy_enemy",
+        "up_drift",
+        "down_drift",
+        "left_drift",
+        "right_drift",
+    }
+    assert (
+        evaluate.hackatari_modifications("ALE/YarsRevenge-v5")
+        == ({}, {})
+        == evaluate.hackatari_modifications("ALE/Qbert-v5")
+    )
+    known, broken = evaluate.hackatari_modifications(
+        "ALE/BankHeist-v5"
+    )  # version 0.0.6: one of its modifications raises
     assert known and "random_city" in broken and "random_city" not in known
     assert "invert_flags" in evaluate.hackatari_modifications("ALE/Skiing-v5")[0]  # a name that is no method
     with pytest.raises(InputError, match="obelix: it fails in the installed version of HackAtari"):
         evaluate.parse_variation("obelix", "ALE/Asterix-v5")
-    with pytest.raises(InputError, match="Breakout has no such variation; the known ones are color_all_blocks_black, .*mode:4"):
+    with pytest.raises(
+        InputError, match="Breakout has no such variation; the known ones are color_all_blocks_black, .*mode:4"
+    ):
         evaluate.parse_variation("gravty", "ALE/Breakout-v5")
 
 
@@ -123,7 +156,15 @@ def test_the_suite(agent, tmp_path, capsys, monkeypatch):
     """All variations, with each score relative to the unchanged game's as the formula says."""
     monkeypatch.setattr(evaluate, "COMPARED_STEPS", 20)
     main(
-        Args(checkpoint=(agent,), labels=("agent",), suite=True, episodes=2, sample=True, max_frames_per_game=600, output_dir=str(tmp_path))
+        Args(
+            checkpoint=(agent,),
+            labels=("agent",),
+            suite=True,
+            episodes=2,
+            sample=True,
+            max_frames_per_game=600,
+            output_dir=str(tmp_path),
+        )
     )
     rows = json.loads((tmp_path / "results.json").read_text())["results"]
     known = [*evaluate.hackatari_modifications("ALE/Pong-v5")[0], *evaluate.modes_and_difficulties("ALE/Pong-v5")]

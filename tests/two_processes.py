@@ -1,11 +1,12 @@
-"""Run by tests/test_fast.py under torchrun: one update of the end-to-end agent, each process on its share of one minibatch."""
+"""Run by tests/test_fast.py under torchrun: one update of the end-to-end agent, each process on its share of one
+minibatch."""
 
 import sys
 
 import torch
 import torch.nn as nn
 
-import processes
+from housekeeping import processes
 from ppo_e2e_atari import Agent, ppo_loss
 
 

@@ -1,9 +1,9 @@
 """The Atari games as every script here plays them, through ale-py's own vector environment.
 
-One setting for pre-training, training and evaluation, in one place, because the three must agree: grey, 84x84, frame skip 4 with
-max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 28 no-ops and FIRE at the start of a game (up to
-29 no-ops where there is no FIRE). All of that happens in ale-py's C++ threads. What they lack is added here: in games that have FIRE, the
-action after a lost life is FIRE, whatever was chosen.
+One setting for pre-training, training and evaluation, in one place, because the three must agree: grey, 84x84, frame
+skip 4 with max-pooling, a stack of 4 frames (oldest first, zeros before a game's first frame), up to 28 no-ops and FIRE
+at the start of a game (up to 29 no-ops where there is no FIRE). All of that happens in ale-py's C++ threads. What they
+lack is added here: in games that have FIRE, the action after a lost life is FIRE, whatever was chosen.
 """
 
 import difflib
@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import ale_py
 import gymnasium as gym
@@ -18,12 +19,33 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from storage import InputError
+from housekeeping.flags import InputError, check_ranges
+from housekeeping.seeds import env_seeds
 
 gym.register_envs(ale_py)
 
 OBSERVATION_SHAPE = (4, 84, 84)  # uint8: frames, height, width
 MAX_FRAMES_PER_GAME = 108_000  # emulator frames: half an hour of play (Machado et al. 2018, arXiv 1709.06009)
+
+
+@dataclass
+class AtariFlags:
+    """game"""
+
+    env_id: str = "ALE/Pong-v5"
+    """the game, a Gymnasium id"""
+    num_envs: int = 8
+    """games played side by side"""
+    repeat_action_probability: float = 0.0
+    """sticky actions: how often the emulator repeats the action before (0: the paper's, 0.25: Machado et al. 2018)"""
+    max_frames_per_game: int = MAX_FRAMES_PER_GAME
+    """a game is cut off after so many emulator frames (not a terminal: its last state keeps its value)"""
+
+
+def check_games(args: AtariFlags) -> None:
+    """Refuse flags that no game can be played with; raises InputError."""
+    game_name(args.env_id)
+    check_ranges(args, ("num_envs", "max_frames_per_game"), shares=("repeat_action_probability",))
 
 
 def game_name(env_id: str) -> str:
@@ -46,7 +68,8 @@ def game_name(env_id: str) -> str:
 
 @functools.cache
 def fire_action(env_id: str) -> int | None:
-    """The number of the action FIRE in a game's own set of actions; None where there is no such action, or no life to lose."""
+    """The number of the action FIRE in a game's own set of actions; None where there is no such action, or no life to
+    lose."""
     env = gym.make(env_id)
     _, info = env.reset()
     meanings = env.unwrapped.get_action_meanings()
@@ -57,8 +80,8 @@ def fire_action(env_id: str) -> int | None:
 def lost_life(lives_before: np.ndarray, lives: np.ndarray, game_over: np.ndarray) -> np.ndarray:
     """Where a life was lost and the game goes on.
 
-    `terminated` does not say it: it is false where lives are not reported, and true where the game is over. Nor do lives alone: a new game
-    may begin with fewer than the one before had won.
+    `terminated` does not say it: it is false where lives are not reported, and true where the game is over. Nor do
+    lives alone: a new game may begin with fewer than the one before had won.
     """
     return (lives < lives_before) & ~game_over
 
@@ -66,15 +89,18 @@ def lost_life(lives_before: np.ndarray, lives: np.ndarray, game_over: np.ndarray
 class AtariGames(gym.vector.VectorWrapper):
     """Whole games, through lost lives: FIRE after each lost one, and each game's raw score.
 
-    The paper's wrapper, as Stable-Baselines3's and CleanRL's, presses FIRE when a life is lost, as a game like Breakout waits for it, and
-    a greedy agent that has not found FIRE waits with it until the frame limit. Here the action after a lost life is FIRE, whatever was
-    chosen, in games that have FIRE. That step is the environment's: it is recorded and its score counts, but it should teach no policy.
+    The paper's wrapper, as Stable-Baselines3's and CleanRL's, presses FIRE when a life is lost, as a game like Breakout
+    waits for it, and a greedy agent that has not found FIRE waits with it until the frame limit. Here the action after
+    a lost life is FIRE, whatever was chosen, in games that have FIRE. That step is the environment's: it is recorded
+    and its score counts, but it should teach no policy.
 
-    - `forced` (num_envs,) int64: the action that each game will receive next, whatever is chosen; -1 where the choice is free.
-    - `step` adds to info: `game_over` (num_envs,) bool, and `games`, for each game that is over its raw score and its length in agent
-      steps, in the order of environments.
+    - `forced` (num_envs,) int64: the action that each game will receive next, whatever is chosen; -1 where the choice
+      is free.
+    - `step` adds to info: `game_over` (num_envs,) bool, and `games`, for each game that is over its raw score and its
+      length in agent steps, in the order of environments.
 
-    When a game is over, `lives` is already the new game's, and the emulator's clock has gone back. Pong and its like have no lives (0).
+    When a game is over, `lives` is already the new game's, and the emulator's clock has gone back. Pong and its like
+    have no lives (0).
     """
 
     def __init__(self, envs: gym.vector.VectorEnv, fire: int | None):
@@ -111,11 +137,13 @@ def make_envs(
     max_frames_per_game: int = MAX_FRAMES_PER_GAME,
     noop_max: int = 30,
 ) -> AtariGames:
-    """`num_envs` games of `env_id` side by side; observations uint8 (num_envs, 4, 84, 84), rewards int32 (num_envs,) raw.
+    """`num_envs` games of `env_id` side by side; observations uint8 (num_envs, 4, 84, 84), rewards int32 (num_envs,)
+    raw.
 
     - `repeat_action_probability`: 0.0 is the paper's (NoFrameskip-v4); Gymnasium's own default for the v5 ids is 0.25.
-    - `life_loss_info`: report a lost life as `terminated` while the game goes on, which is what "episodic life" means in the Atari
-      literature. (ale-py's `episodic_life` starts the game anew at each lost life: a second life would never be seen.)
+    - `life_loss_info`: report a lost life as `terminated` while the game goes on, which is what "episodic life" means
+      in the Atari literature. (ale-py's `episodic_life` starts the game anew at each lost life: a second life would
+      never be seen.)
     - SAME_STEP: a finished game's last step already returns the next game's first observation, as PPO's bookkeeping
       assumes; the old game's last one is in `info["final_obs"]`, only valid in the rows that really ended.
     """
@@ -134,7 +162,8 @@ def make_envs(
 
 
 class StartOfGame(gym.Wrapper):
-    """No-ops and then FIRE at the start of a game, as the vector environment does it, for an environment of one emulator frame per step."""
+    """No-ops and then FIRE at the start of a game, as the vector environment does it, for an environment of one
+    emulator frame per step."""
 
     def __init__(self, env: gym.Env, noop_max: int = 30):
         super().__init__(env)
@@ -176,7 +205,9 @@ class FireAfterLostLife(gym.Wrapper):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         action = self.fire if self.must_fire else int(action)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self.must_fire = self.fire is not None and bool(lost_life(self.lives, info["lives"], np.bool_(terminated or truncated)))
+        self.must_fire = self.fire is not None and bool(
+            lost_life(self.lives, info["lives"], np.bool_(terminated or truncated))
+        )
         self.lives = info["lives"]
         return obs, reward, terminated, truncated, info | {"action": action}
 
@@ -189,27 +220,24 @@ def make_env(
     emulator: gym.Env | None = None,
     **options,
 ) -> gym.Env:
-    """One game through Gymnasium's wrappers, several times slower than `make_envs` but open: its RAM, its colour screen, its modes.
+    """One game through Gymnasium's wrappers, several times slower than `make_envs` but open: its RAM, its colour
+    screen, its modes.
 
-    It shows the same pixels as `make_envs`, from the same start of a game on (no-ops are drawn from the same range by another generator).
+    It shows the same pixels as `make_envs`, from the same start of a game on (no-ops are drawn from the same range by
+    another generator).
 
     Args:
         emulator: one-frame-per-step environment to wrap in place of Gymnasium's own.
         options: `mode` and `difficulty` of the emulator, `render_mode`.
     """
     if emulator is None:
-        settings = {"repeat_action_probability": repeat_action_probability, "max_num_frames_per_episode": max_frames_per_game}
+        settings = {
+            "repeat_action_probability": repeat_action_probability,
+            "max_num_frames_per_episode": max_frames_per_game,
+        }
         emulator = gym.make(env_id, frameskip=1, **settings, **options)
     env = AtariPreprocessing(StartOfGame(emulator, noop_max), noop_max=0, frame_skip=4, screen_size=84)
     return FireAfterLostLife(FrameStackObservation(env, 4, padding_type="zero"), fire_action(env_id))
-
-
-def env_seeds(num_envs: int, *entropy: int) -> np.ndarray:
-    """One well-mixed seed per environment, (num_envs,) int64, from e.g. `seed, stream number, steps done so far`.
-
-    `reset(seed=1)` would seed 1, 2, 3, ... so that the runs with seeds 1 and 2 would share all games but one.
-    """
-    return (np.random.SeedSequence(entropy).generate_state(num_envs) >> 1).astype(np.int64)  # below 2**31, as ALE needs
 
 
 def play_games(
@@ -219,11 +247,13 @@ def play_games(
     seeds: np.ndarray,
     on_game: Callable[[], object] = lambda: None,
 ) -> list[tuple[int, int, bool]]:
-    """Play `num_games` whole games and return of each its raw score, its length in agent steps, and whether the frame limit cut it off.
+    """Play `num_games` whole games and return of each its raw score, its length in agent steps, and whether the frame
+    limit cut it off.
 
-    `act` maps uint8 (B, 4, 84, 84) to actions (B,); `envs` are without `life_loss_info`, in SAME_STEP mode, and are closed at the end;
-    `on_game` is called after each game. How many games each environment plays is fixed beforehand (no two differ by more than one), so
-    that short games are not counted more often than long ones; the games come in the order of environments.
+    `act` maps uint8 (B, 4, 84, 84) to actions (B,); `envs` are without `life_loss_info`, in SAME_STEP mode, and are
+    closed at the end; `on_game` is called after each game. How many games each environment plays is fixed beforehand
+    (no two differ by more than one), so that short games are not counted more often than long ones; the games come in
+    the order of environments.
     """
     quota = [len(part) for part in np.array_split(np.arange(num_games), envs.num_envs)]
     games: list[list[tuple[int, int, bool]]] = [[] for _ in range(envs.num_envs)]
@@ -240,3 +270,13 @@ def play_games(
             scores[i], lengths[i] = 0, 0
     envs.close()
     return [game for per_env in games for game in per_env]
+
+
+def evaluation_games(
+    act: Callable[[np.ndarray], np.ndarray], args: AtariFlags, num_games: int
+) -> list[tuple[int, int, bool]]:
+    """What `play_games` gives of `num_games` whole games during a training run with these flags, always the same
+    games."""
+    num_envs = min(num_games, 100)  # side by side, as one that lasts until the frame limit holds up all
+    envs = make_envs(args.env_id, num_envs, args.repeat_action_probability, False, args.max_frames_per_game)
+    return play_games(act, envs, num_games, env_seeds(num_envs, args.seed, 1))

@@ -1,0 +1,143 @@
+"""Plots and films of what was evaluated."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from tqdm import tqdm
+
+from housekeeping.run import BAR
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.animation import PillowWriter  # noqa: E402
+
+STEPS_PER_SECOND = 15  # agent steps in a second of play: 60 emulator frames, 4 a step
+
+
+def plot_suite(rows: list[dict], agents: list[Evaluated], variations: tuple[str, ...], path: Path) -> None:
+    """Bars of the relative scores, one group for each variation, with the 95% interval of the mean over games."""
+    random_play = rows[0]["mean"]
+    height = 0.8 / len(agents)
+    figure, axis = plt.subplots(
+        figsize=(9, 1.4 + 0.32 * len(variations) * max(1, len(agents) * 0.6)), layout="constrained"
+    )
+    for i, agent in enumerate(agents):
+        own = {row["variation"]: row for row in rows if row["agent"] == agent.label}
+        span = own[UNCHANGED]["mean"] - random_play
+        name = f"{agent.label.replace('$', '')} (unchanged: {own[UNCHANGED]['mean']:.1f})"
+        if own[UNCHANGED]["relative"] is None:
+            axis.barh([], [], color=f"C{i}", label=f"{name}, no better than random play: no relative score")
+            continue
+        values = np.array([own[variation]["relative"] for variation in variations])
+        intervals = [((own[v]["ci_high"] or own[v]["mean"]) - own[v]["mean"]) / span for v in variations]
+        axis.barh(
+            np.arange(len(variations)) + i * height,
+            values,
+            height * 0.95,
+            xerr=intervals,
+            color=f"C{i}",
+            label=name,
+            error_kw={"linewidth": 0.8},
+        )
+    same = [
+        name
+        for name in variations
+        if "no pixel" in str(next(row for row in rows[1:] if row["variation"] == name)["first_difference"])
+    ]
+    axis.set_yticks(
+        np.arange(len(variations)) + 0.4 - height / 2, [f"{name} *" if name in same else name for name in variations]
+    )
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_xlabel(
+        "score relative to the agent's own in the unchanged game\n(1: as in the unchanged game; 0: random play "
+        f"there, {random_play:.1f})" + (f"\n* changed no pixel in {COMPARED_STEPS:,} steps" if same else "")
+    )
+    axis.set_title(
+        f"{rows[0]['game']} and its variations, {rows[0]['games']} games each, 95% intervals over games", fontsize=11
+    )
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(variations)), ncols=1, frameon=False)
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
+    """Each model's weight over the game (thin: each step, thick: mean of two seconds), with rewards and lost lives
+    marked."""
+    x, window = np.arange(len(steps)), 2 * STEPS_PER_SECOND
+    figure, (axis, events) = plt.subplots(
+        2, 1, figsize=(11, 4.8), sharex=True, layout="constrained", height_ratios=[6, 1], gridspec_kw={"hspace": 0.02}
+    )
+    for i, name in enumerate(names):
+        weight = np.array([row[name] for row in steps])
+        axis.plot(x, weight, color=f"C{i}", linewidth=0.6, alpha=0.35)
+        smooth = np.convolve(weight, np.ones(window), "same") / np.convolve(
+            np.ones(len(weight)), np.ones(window), "same"
+        )
+        axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=1.6, label=name)
+    axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
+    lives = np.array([row["lives"] for row in steps])
+    kinds = {
+        "reward": ([row["step"] for row in steps if row["reward"] > 0], "tab:green", 1.0),
+        "negative reward": ([row["step"] for row in steps if row["reward"] < 0], "tab:red", 1.0),
+        "lost life": (list(1 + np.flatnonzero(np.diff(lives) < 0)), "black", 2.0),
+    }
+    for kind, (when, colour, line_width) in kinds.items():
+        if len(when):
+            events.vlines(when, 0, 1, color=colour, linewidth=line_width, label=f"{kind} ({len(when)})")
+    for step in kinds["lost life"][0]:
+        axis.axvline(step, color="black", linewidth=0.8)
+    axis.set_ylabel("weight (they sum to 1)")
+    axis.set_title(title.replace("$", r"\$"), fontsize=11)
+    axis.set_ylim(-0.02, 1.02)
+    axis.grid(alpha=0.3)
+    axis.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        title=f"thick: mean of {window // STEPS_PER_SECOND} s",
+        frameon=False,
+    )
+    events.set_yticks([])
+    events.set_ylabel("events")
+    events.set_xlabel(f"agent step ({STEPS_PER_SECOND} are one second of play)")
+    if events.get_legend_handles_labels()[0]:
+        events.legend(loc="upper left", bbox_to_anchor=(1.0, 1.3), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
+    """A GIF in the speed of play: the screen and, for agents that weigh, a bar for each model's weight."""
+    figure, axes = plt.subplots(
+        1, 2 if names else 1, figsize=(6.4 if names else 3.4, 3.9), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title.partition(", one game")[0].replace("$", r"\$"), fontsize=9)
+    picture = axes[0, 0].imshow(screens[0], interpolation="nearest")
+    axes[0, 0].axis("off")
+    caption = axes[0, 0].set_title("", fontsize=8)
+    if names:
+        bars = axes[0, 1].barh(names, [0.0] * len(names), color=[f"C{i}" for i in range(len(names))])
+        axes[0, 1].set_xlim(0, 1)
+        axes[0, 1].axvline(1 / len(names), color="grey", linestyle=":")
+        axes[0, 1].set_xlabel("weight (dotted: 1/N)", fontsize=8)
+        axes[0, 1].tick_params(labelsize=8)
+        axes[0, 1].invert_yaxis()
+    writer = PillowWriter(fps=STEPS_PER_SECOND)
+    with writer.saving(figure, str(path), dpi=80):
+        for screen, row in tqdm(
+            zip(screens, steps, strict=False),
+            total=len(screens),
+            desc="film",
+            unit="frame",
+            **BAR,
+            leave=False,
+        ):
+            picture.set_data(screen)
+            caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']}")
+            for bar, name in zip(bars if names else (), names, strict=True):
+                bar.set_width(row[name])
+            writer.grab_frame()
+    plt.close(figure)
