@@ -216,8 +216,8 @@ def suite_table(found: pd.DataFrame) -> pd.DataFrame:
 def suite_over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     """Where there are several seeds: one row per game and variation, with each agent's means, and those of each seed.
 
-    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left out
-    of the mean.
+    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left
+    out of the mean.
     """
     if found.seed.nunique() == 1:
         return pd.DataFrame()
@@ -315,15 +315,14 @@ def throughput_table() -> str:
         table[phase.replace("_", " ")] = text(rows[f"share_{phase}"], ".0%")
     about, settings = stored["machine"], stored["settings"]
     where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}"
-    where += f"; {settings['num_envs']} games, {settings['rounds']} rounds: the median, and the slowest and the fastest."
+    games, rounds = settings["num_envs"], settings["rounds"]
+    where += f"; {games} games, {rounds} rounds: the median, and the slowest and the fastest."
     starts = (
         f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s"
         for script, seconds in stored["start_up_seconds"].items()
     )
     said = f"From the command to the end of a run of one step, three times each: {', '.join(starts)}."
-    return f"{markdown(table)}
-
-{where} {said}"
+    return f"{markdown(table)}\n\n{where} {said}"
 
 
 def denormals_table() -> str:
@@ -341,8 +340,7 @@ def denormals_table() -> str:
 
 
 def old_curves() -> pd.DataFrame:
-    """The games of benchmark/pong_learning_curves.csv, runs that no experiment's file has, as `read_games` gives them.
-    """
+    """The games of benchmark/pong_learning_curves.csv, runs that no experiment's file has, as `read_games` gives them."""
     games = pd.read_csv(BENCHMARK / "pong_learning_curves.csv").rename(columns={"label": "arm"}).assign(seed=1)
     curves = [
         running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW)
@@ -388,8 +386,7 @@ def coverage_table() -> str:
 
 
 def evaluation_text(name: str) -> str:
-    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text.
-    """
+    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text."""
     folder = BENCHMARK / "evaluation" / name
     if (folder / "summary.json").is_file():
         said = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))
