@@ -1,4 +1,4 @@
-"""Experiments: read as written, killed and taken up again, refused where commands changed, reported from what is left."""
+"""Experiments: read as written, killed and taken up again, refused where changed, reported from what is left."""
 
 import csv
 import importlib
@@ -43,7 +43,7 @@ published = {{ Pong = 21.0 }}
 
 [[arms]]
 name = "look"
-steps = ["evaluate.py --checkpoint {{run:end_to_end}}/best.pt --episodes 1 --max-frames-per-game 160 --output-dir {{output}}"]
+steps = ["evaluate.py --episodes 1 --checkpoint {{run:end_to_end}}/best.pt --max-frames-per-game 40 --output-dir {{output}}"]
 """
 
 
@@ -164,8 +164,10 @@ def test_games_seeds_and_placeholders(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text(
         'games = ["Pong", "Breakout"]\nseeds = [3, 4]\nflags = "--gamma 0.9"\n'
-        '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\ngame_flags = { Pong = "--num-envs 4" }\n'
-        '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy " "{run:one:3}/checkpoint.pt --flights"\n'
+        '[[arms]]\nname = "one"\nseeds = [3]\ncommand = "pretrain_policy_atari.py"\n'
+        'game_flags = { Pong = "--num-envs 4" }\n'
+        '[[arms]]\nname = "two"\ngames = ["Pong"]\ncommand = "dqn_bt_atari.py --pretrained-policy '
+        '{run:one:3}/checkpoint.pt --flights"\n'
         '[[arms]]\nname = "chain"\ngames = ["Pong"]\nseeds = [4]\n'
         'steps = ["pretrain_encoders.py --env-id {env_id} --data-dir d/{game}{seed}"]\n'
     )
@@ -190,7 +192,10 @@ def test_games_seeds_and_placeholders(tmp_path):
         ("[[arms]]\nname = 'a'\nof = 'other/b'\nflags = '--seed 3'", "beside of, an arm may have games and seeds"),
         ("[[arms]]\nname = 'a'\nof = 'other/b'", "other.toml: there is no such file"),
         ("steps = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "steps: not known here"),
-        ("[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py {run:b}'", "needs b__Pong__1, which is not among the runs"),
+        (
+            "[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py {run:b}'",
+            "needs wrong/b__Pong__1, which is not among the runs",
+        ),
         ("games = ['Pon']\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "did you mean ALE/Pong-v5"),
         ("title = 'none'", "at least one arm"),
         ("game_flags = {Pon = ''}\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "did you mean ALE/Pong-v5"),
