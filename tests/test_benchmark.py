@@ -43,7 +43,7 @@ published = {{ Pong = 21.0 }}
 
 [[arms]]
 name = "look"
-steps = ["evaluate.py --episodes 1 --checkpoint {{run:end_to_end}}/best.pt --max-frames-per-game 40 --output-dir {{output}}"]
+steps = ["evaluate.py --checkpoint {{run:end_to_end}}/best.pt --episodes 1 --max-frames-per-game 9 --output-dir {{output}}"]
 """
 
 
