@@ -340,7 +340,7 @@ def denormals_table() -> str:
 
 
 def old_curves() -> pd.DataFrame:
-    """The games of benchmark/pong_learning_curves.csv, runs that no experiment's file has, as `read_games` gives them."""
+    """The games of benchmark/pong_learning_curves.csv, of no experiment, as `read_games` gives them."""
     games = pd.read_csv(BENCHMARK / "pong_learning_curves.csv").rename(columns={"label": "arm"}).assign(seed=1)
     curves = [
         running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW)
@@ -386,7 +386,7 @@ def coverage_table() -> str:
 
 
 def evaluation_text(name: str) -> str:
-    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text."""
+    """What evaluate.py printed of the evaluation in benchmark/evaluation/<name>, as a block of text."""
     folder = BENCHMARK / "evaluation" / name
     if (folder / "summary.json").is_file():
         said = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))

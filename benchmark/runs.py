@@ -259,7 +259,7 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
 
 
 def logged_of(run_dir: Path, stretches: int = 50) -> list[dict[str, Any]]:
-    """What else a run has logged: for each tag, means over at most so many equal stretches, with each one's last step."""
+    """What else a run has logged: for each tag, means over so many equal stretches, with each one's last step."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     rows = []
     for tag in sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(LOGGED)):
