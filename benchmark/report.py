@@ -1,33 +1,34 @@
-"""Tables and plots of what benchmark/run.py has finished.
+"""Tables and plots of the runs that are finished (`Snakefile`).
 
-    python -m benchmark.report benchmark/experiments/modes_small.toml   # this experiment's
-    python -m benchmark.report                                          # all of them, and their tables in README.md and benchmark/README.md
+    python -m benchmark.report benchmark/experiments/modes_small.toml      # this experiment's
+    python -m benchmark.report                            # all experiments', and the tables in the README and the pages
 
-For each game: learning curves against steps and against time, evaluations while training included, and a table of final scores. A score
-is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at each game, of the tenth before it),
-and that of its evaluation games where the experiment asks for them. Each run's score is shown, and over 5 runs and more the interval of a
-bootstrap at 95% (scipy.stats.bootstrap, percentiles; of fewer it is little more than their range) of their mean, or, called IQM, of their
-interquartile mean where there are at least 8 (Agarwal et al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is
-explained in evaluate.py.
+For each game: learning curves against steps and against time, evaluations while training included, and a table of final
+scores. A score is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at
+each game, of the tenth before it), and that of its evaluation games where the experiment asks for them. Each run's
+score is shown, and over 5 runs and more the interval at 95% of rliable's bootstrap (percentiles; of fewer it is little
+more than their range) of their mean, or, called IQM, of their interquartile mean where there are at least 8 (Agarwal et
+al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
 
-A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth of each run, and over
-runs.
+A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth
+of each run, and over runs.
 
-What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row per variation,
-and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of the games. Of an agent's weights
-over a game (--attention): a row per model. Where suites of several seeds were played, another table has their means.
+What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row
+per variation, and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of
+the games. Of an agent's weights over a game (--attention): a row per model. Where suites of several seeds were played,
+another table has their means.
 
-In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`, `attention.csv`
-and `curves_<Game>.png`;
-without arguments also the tables in the READMEs: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an
-experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
+In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`,
+`attention.csv` and `curves_<Game>.png`; without arguments also the tables in README.md, benchmark/README.md and
+docs/*.md: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's or one of
+those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
 """
 
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,22 +38,22 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
+import pandas as pd
 import tyro
+from rliable import library as rly
+from rliable import metrics
 
 import evaluate
 from benchmark import coverage
-from benchmark.learning_curves import WINDOW, read_curves, running_mean
-from benchmark.run import ROOT, Run, is_finished, read_experiment, write_atomically
+from benchmark.runs import EXPERIMENTS, RESULTS, ROOT, Run, read_experiment, write_atomically
 from encoders import load_encoder
-from housekeeping import files as storage
+from housekeeping import files
 from housekeeping.flags import InputError
 
-READMES = ("README.md", "benchmark/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
-RESULTS = ROOT / "benchmark" / "results"
+BENCHMARK = ROOT / "benchmark"
 ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
 END = 0.1  # the part of a run's steps that is its end
-GAMES_SAID = ("games", "distinct", "truncated")  # of evaluate.py's results
+WINDOW = 50_000  # steps, of the curves that are not an experiment's
 
 
 @dataclass
@@ -60,177 +61,77 @@ class Args:
     experiments: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """experiments' files (none: all in benchmark/experiments that have finished runs)"""
     results_dir: str = str(RESULTS)
-    """where benchmark/run.py has put what it finished; with another one than the repository's the READMEs are left alone"""
+    """where the finished runs are; with another folder than the repository's the README and the pages are left alone"""
 
 
-@dataclass
-class Finished:
-    """What a finished run has left."""
-
-    run: Run
-    steps: np.ndarray  # of each training game
-    seconds: np.ndarray
-    scores: np.ndarray
-    evaluation: (
-        dict | None
-    )  # what evaluate.py found: mean raw score, how many games were cut off, how many are distinct
-    logged: dict[str, float]  # what else was logged, by tag: means over the end of the run
-
-    @property
-    def curve(self) -> np.ndarray:
-        """At each training game, the mean raw score of those that ended in the tenth of the run up to there."""
-        return running_mean(self.steps, self.scores, END * self.steps[-1])
+def text(values: pd.Series, form: str) -> pd.Series:
+    """Numbers as text, nothing where there is none."""
+    return values.map(lambda value: "" if pd.isna(value) else format(value, form)).astype(object)
 
 
-def read_finished(folder: Path, runs: list[Run]) -> list[Finished]:
-    """The finished runs of an experiment that have a curve, in its order."""
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, of the columns in which something is said."""
+    table = table.loc[:, (table != "").any()]
+    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
+
+
+def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.ndarray:
+    """At each game, the mean score of the games that ended in the `window` steps up to its end.
+
+    Steps and not games, as a better player's games may be longer or shorter: a hundred games would begin at another
+    time in each run.
+
+    Args:
+        steps: agent step at which each game ended, rising (games,).
+        scores: (games,).
+    """
+    sums = np.cumsum(np.concatenate([[0.0], scores]))
+    ends = np.searchsorted(steps, steps, side="right")
+    starts = np.searchsorted(steps, steps - window, side="right")
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+# What training runs have left
+
+
+def read_games(runs: list[Run], results_dir: Path) -> pd.DataFrame:
+    """A row per training game of the finished runs: which run's, step, seconds, raw_score, and the curve there."""
     found = []
     for run in runs:
-        path = run.result_dir(folder)
-        if not is_finished(path, run) or not (path / "curve.csv").is_file():
-            continue
-        rows = storage.read_csv(path / "curve.csv")
-        if not rows:
-            continue
-        columns = (np.array([float(row[name]) for row in rows]) for name in ("step", "seconds", "raw_score"))
-        evaluation = None
-        if (path / "evaluation.json").is_file():
-            evaluation = json.loads((path / "evaluation.json").read_text())["results"][0]
-        found.append(Finished(run, *columns, evaluation, read_logged(path / "logged.csv")))
-    return found
-
-
-def read_logged(path: Path) -> dict[str, float]:
-    """What a run's logged.csv says of the end of the run; empty where there is no such file."""
-    return end_of(storage.read_csv(path)) if path.is_file() else {}
-
-
-def end_of(rows: list[dict[str, str]]) -> dict[str, float]:
-    """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged then."""
-    last = max(int(row["step"]) for row in rows)
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if int(row["step"]) > (1 - END) * last:
-            values.setdefault(row["tag"], []).append(float(row["mean"]))
-    return {tag: float(np.mean(found)) for tag, found in values.items()}
-
-
-def logged_rows(finished: list[Finished]) -> list[dict[str, str]]:
-    """One row per arm and game: of each tag that its runs have logged, the mean over them."""
-    rows = []
-    tags = dict.fromkeys(tag for one in finished for tag in one.logged)
-    for game, arm in dict.fromkeys((one.run.game, one.run.arm) for one in finished if one.logged):
-        mine = [one.logged for one in finished if (one.run.game, one.run.arm) == (game, arm)]
-        means = {tag: np.mean([logged[tag] for logged in mine if tag in logged] or [np.nan]) for tag in tags}
-        cells = {
-            tag: "" if np.isnan(mean) else f"{round(mean, 6):.3g}" for tag, mean in means.items()
-        }  # 1e-7, one model's entropy, is 0
-        rows.append({"game": game, "arm": arm} | cells)
-    return rows
+        path = results_dir / run.experiment / run.name / "curve.csv"
+        if run.trains and run.is_finished(results_dir) and path.is_file():
+            games = pd.read_csv(path)
+            if len(games):
+                curve = running_mean(games.step.to_numpy(), games.raw_score.to_numpy(), END * games.step.max())
+                found.append(games.assign(game=run.game, arm=run.arm, seed=run.seed, curve=curve, run=run))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def centre_and_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there are too few."""
-
-    def statistic(sample: np.ndarray, axis: int) -> np.ndarray:
-        return (
-            scipy.stats.trim_mean(sample, 0.25, axis=axis) if len(values) >= ENOUGH_FOR_IQM else sample.mean(axis=axis)
-        )
-
-    if len(values) < ENOUGH_FOR_AN_INTERVAL or np.ptp(values) == 0:
-        return float(statistic(values, 0)), float("nan"), float("nan")
-    interval = scipy.stats.bootstrap(
-        (values,), statistic, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(statistic(values, 0)), float(interval.low), float(interval.high)
-
-
-def table_rows(finished: list[Finished]) -> list[dict[str, str]]:
-    """One row per arm and game."""
-    rows = []
-    for game in dict.fromkeys(one.run.game for one in finished):
-        for arm in dict.fromkeys(one.run.arm for one in finished if one.run.game == game):
-            mine = [one for one in finished if (one.run.game, one.run.arm) == (game, arm)]
-            row = {
-                "game": game,
-                "arm": arm,
-                "last game at step": f"{max(one.steps[-1] for one in mine):,.0f}",
-                "seeds": str(len(mine)),
-            }
-            row["games in the last tenth"] = " ".join(
-                str(int((one.steps > (1 - END) * one.steps[-1]).sum())) for one in mine
-            )
-            evaluated = [one.evaluation for one in mine if one.evaluation]
-            for name, values in (
-                ("last tenth of training", [one.curve[-1] for one in mine]),
-                ("evaluation", [one["mean"] for one in evaluated]),
-            ):
-                centre, low, high = centre_and_interval(np.array(values)) if values else (np.nan,) * 3
-                row[name] = f"{centre:.1f}" + (" (IQM)" if len(values) >= ENOUGH_FOR_IQM else "") if values else ""
-                row[f"{name}: 95%"] = "" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
-                row[f"{name}: each seed"] = " ".join(f"{value:.1f}" for value in values)
-            row["evaluation: games"] = (
-                games_said(*(sum(one[what] for one in evaluated) for what in GAMES_SAID)) if evaluated else ""
-            )
-            row["minutes"] = f"{np.mean([one.seconds[-1] for one in mine]) / 60:.0f}"
-            row["published"] = "" if mine[0].run.published is None else f"{mine[0].run.published:g}"
-            rows.append(row)
-    return rows
-
-
-def files_of_chains(folder: Path, runs: list[Run], name: str) -> list[tuple[int, Path]]:
-    """The files of this name that finished chains of steps have left, each with its chain's seed."""
-    chains = (run for run in runs if not run.trains and is_finished(run.result_dir(folder), run))
-    return [(run.seed, path) for run in chains for path in sorted(run.result_dir(folder).rglob(name))]
-
-
-def suite_rows(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
-    """One row per game, seed and variation, with all agents beside each other, of evaluate.py's results and their seeds."""
-    several = len({seed for seed, _ in found}) > 1
-    rows: dict[tuple[str, int, str], dict[str, str]] = {}
-    for seed, one in found:
-        about = {"game": one["game"]} | ({"seed": str(seed)} if several else {}) | {"variation": one["variation"]}
-        row = rows.setdefault((one["game"], seed, one["variation"]), about)
-        row["picture"] = one["first_difference"]
-        row[one["agent"]] = f"{float(one['mean']):.1f}"
-        row[f"{one['agent']}: 95%"] = (
-            f"{float(one['ci_low']):.1f} to {float(one['ci_high']):.1f}" if one["ci_low"] else ""
-        )
-        row[f"{one['agent']}: relative"] = f"{float(one['relative']):z.2f}" if one["relative"] else ""
-        row[f"{one['agent']}: games"] = games_said(*(int(one[what]) for what in GAMES_SAID))
-    return filled_up(rows.values())
-
-
-def suite_over_seeds(found: list[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
-    """Where there are several seeds: one row per game and variation, with each agent's means, and those of each seed.
-
-    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left out of the mean.
+    """Mean over runs, or interquartile mean where there are enough, and its bootstrap interval at 95%, NaN where there
+    are too few.
     """
-    if len({seed for seed, _ in found}) == 1:
-        return []
-    values: dict[tuple[str, str], dict[str, dict[int, str]]] = {}  # by game and variation, by column, by seed
-    for seed, one in found:
-        row = values.setdefault((one["game"], one["variation"]), {})
-        row.setdefault(one["agent"], {})[seed] = one["mean"]
-        row.setdefault(f"{one['agent']}: relative", {})[seed] = one["relative"]
-    rows = []
-    for (game, variation), row in values.items():
-        cells = {"game": game, "variation": variation}
-        for name, of_seeds in ((name, of_seeds) for name, of_seeds in row.items() if any(of_seeds.values())):
-            form = "z.2f" if name.endswith(": relative") else "z.1f"
-            cells[name] = format(float(np.mean([float(value) for value in of_seeds.values() if value])), form)
-            cells[f"{name}, each seed"] = " ".join(
-                format(float(value), form) if value else "-" for value in of_seeds.values()
-            )
-        rows.append(cells)
-    return filled_up(rows)
+    aggregate = metrics.aggregate_iqm if len(values) >= ENOUGH_FOR_IQM else metrics.aggregate_mean
+    scores = np.asarray(values, dtype=float)[:, None]  # rliable: runs by tasks
+    if len(values) < ENOUGH_FOR_AN_INTERVAL or np.ptp(values) == 0:
+        return float(aggregate(scores)), float("nan"), float("nan")
+    np.random.seed(0)  # rliable draws from the global generator, whatever its random_state
+    centre, interval = rly.get_interval_estimates(
+        {"runs": scores}, lambda drawn: np.array([aggregate(drawn)]), reps=10_000
+    )
+    return float(centre["runs"][0]), *(float(bound) for bound in interval["runs"][:, 0])
 
 
-def filled_up(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows, with nothing in each column that only others have."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return [{name: row.get(name, "") for name in columns} for row in rows]
+def scores_said(name: str, values: list[float]) -> dict[str, str]:
+    """Cells on some runs' scores: their centre, its interval, and each one's."""
+    centre, low, high = centre_and_interval(np.array(values)) if values else (np.nan,) * 3
+    iqm = " (IQM)" if len(values) >= ENOUGH_FOR_IQM else ""
+    cells = {
+        name: f"{centre:.1f}{iqm}" if values else "",
+        f"{name}: 95%": "" if np.isnan(low) else f"{low:.1f} to {high:.1f}",
+    }
+    return cells | {f"{name}: each seed": " ".join(f"{value:.1f}" for value in values)}
 
 
 def games_said(games: int, distinct: int, truncated: int) -> str:
@@ -238,10 +139,106 @@ def games_said(games: int, distinct: int, truncated: int) -> str:
     return f"{games}, {distinct} distinct" + (f", {truncated} cut off" if truncated else "")
 
 
-def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
-    """One row per model of each agent whose weights over a game evaluate.py has stored in a finished chain of steps."""
+def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
+    """A row per game and arm."""
     rows = []
-    for seed, path in files_of_chains(folder, runs, "summary.json"):
+    for game, of_game in games.groupby("game", sort=False):
+        for arm, mine in of_game.groupby("arm", sort=False):
+            by_seed = mine.groupby("seed", sort=False)
+            ends = by_seed.last()  # each run's last game
+            in_the_end = by_seed.step.apply(lambda steps: (steps > (1 - END) * steps.max()).sum())
+            paths = [results_dir / run.experiment / run.name / "evaluation.json" for run in ends.run]
+            evaluated = pd.DataFrame([json.loads(path.read_text())["results"][0] for path in paths if path.is_file()])
+            row = {"game": game, "arm": arm, "last game at step": f"{ends.step.max():,}", "seeds": str(len(ends))}
+            row["games in the last tenth"] = " ".join(map(str, in_the_end))
+            row |= scores_said("last tenth of training", list(ends.curve))
+            row |= scores_said("evaluation", list(evaluated["mean"]) if len(evaluated) else [])
+            row["evaluation: games"] = (
+                games_said(*evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
+            )
+            row["minutes"] = f"{ends.seconds.mean() / 60:.0f}"
+            published = ends.run.iloc[0].published
+            rows.append(row | {"published": "" if published is None else f"{published:g}"})
+    return pd.DataFrame(rows)
+
+
+def end_of(logged: pd.DataFrame) -> pd.Series:
+    """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged
+    then.
+    """
+    return logged[logged.step > (1 - END) * logged.step.max()].groupby("tag")["mean"].mean()
+
+
+def logged_table(runs: list[Run], results_dir: Path) -> pd.DataFrame:
+    """A row per game and arm: of each tag that its finished runs have logged, the mean over them."""
+    found = []
+    for run in runs:
+        path = results_dir / run.experiment / run.name / "logged.csv"
+        if run.is_finished(results_dir) and path.is_file():
+            found.append(end_of(pd.read_csv(path)).reset_index().assign(game=run.game, arm=run.arm))
+    if not found:
+        return pd.DataFrame()
+    rows = pd.concat(found)
+    means = rows.pivot_table(index=["game", "arm"], columns="tag", values="mean").reindex(
+        pd.MultiIndex.from_frame(rows[["game", "arm"]]).unique()
+    )
+    return means.round(6).apply(text, form=".3g").reset_index()  # rounded: 1e-7, one model's entropy, is 0
+
+
+# What evaluate.py has left in chains of steps
+
+
+def files_of_chains(runs: list[Run], results_dir: Path, name: str) -> list[tuple[int, Path]]:
+    """The files of this name that finished chains of steps have left, each with its chain's seed."""
+    chains = [run for run in runs if not run.trains and run.is_finished(results_dir)]
+    return [
+        (run.seed, path) for run in chains for path in sorted((results_dir / run.experiment / run.name).rglob(name))
+    ]
+
+
+def suite_table(found: pd.DataFrame) -> pd.DataFrame:
+    """A row per game, seed and variation, with all agents beside each other."""
+    keys = ["game", "seed", "variation"]
+    order = pd.MultiIndex.from_frame(found[keys].drop_duplicates())
+    found = found.drop_duplicates([*keys, "agent"], keep="last").set_index(
+        keys
+    )  # two chains may have played the same random games
+    cells = pd.DataFrame({"": text(found["mean"], ".1f")})
+    cells[": 95%"] = (text(found.ci_low, ".1f") + " to " + text(found.ci_high, ".1f")).where(found.ci_low.notna(), "")
+    cells[": relative"] = text(found.relative, "z.2f")
+    cells[": games"] = [games_said(*row) for row in zip(found.games, found.distinct, found.truncated, strict=True)]
+    agents = [cells[found.agent == agent].add_prefix(agent) for agent in found.agent.unique()]
+    pictures = found.first_difference.groupby(level=keys).last().rename("picture")
+    table = pd.concat([pictures, *agents], axis=1).reindex(order).fillna("").reset_index()
+    return table.astype({"seed": str}) if table.seed.nunique() > 1 else table.drop(columns="seed")
+
+
+def suite_over_seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """Where there are several seeds: one row per game and variation, with each agent's means, and those of each seed.
+
+    A relative score is not defined where the agent is no better than random play in the unchanged game: a dash, left
+    out of the mean.
+    """
+    if found.seed.nunique() == 1:
+        return pd.DataFrame()
+    keys = ["game", "variation"]
+    found = found.drop_duplicates([*keys, "seed", "agent"], keep="last")
+    columns = {}
+    for agent, mine in found.groupby("agent", sort=False):
+        for name, what, form in ((agent, "mean", "z.1f"), (f"{agent}: relative", "relative", "z.2f")):
+            rows = mine.groupby(keys, sort=False)[what]
+            columns[name] = text(rows.mean(), form)
+            seeds = rows.apply(lambda values, form=form: " ".join(text(values, form).replace("", "-")))
+            columns[f"{name}, each seed"] = seeds.where(rows.count() > 0, "")
+    order = pd.MultiIndex.from_frame(found[keys].drop_duplicates())
+    table = pd.DataFrame(columns).reindex(order).fillna("").reset_index()
+    return table.loc[:, (table != "").any()]
+
+
+def attention_table(found: list[tuple[int, Path]]) -> pd.DataFrame:
+    """A row per model of each agent whose weights over a game evaluate.py has stored."""
+    rows = []
+    for seed, path in found:
         about = json.loads(path.read_text())
         for model, weight in about["models"].items():
             row = {"game": about["game"], "seed": str(seed), "agent": about["agent"], "score": str(about["score"])}
@@ -249,38 +246,35 @@ def attention_rows(folder: Path, runs: list[Run]) -> list[dict[str, str]]:
             row |= {"mean weight": f"{weight['mean']:.3f}", "std": f"{weight['std']:.3f}"}
             quarters = enumerate(weight["mean_by_quarter_of_the_game"], 1)
             rows.append(row | {f"quarter {number}": "" if mean is None else f"{mean:.3f}" for number, mean in quarters})
-    return rows
+    return pd.DataFrame(rows).fillna("")
 
 
-def tables(folder: Path, runs: list[Run], finished: list[Finished]) -> dict[str, list[dict[str, str]]]:
-    """What an experiment has found so far, those with rows: the "table" of its training runs, what they "logged", suites, "attention"."""
-    found = {"table": table_rows(finished), "logged": logged_rows(finished)}
-    suites = [
-        (seed, row) for seed, path in files_of_chains(folder, runs, "results.csv") for row in storage.read_csv(path)
-    ]
-    found |= {
-        "suite_over_seeds": suite_over_seeds(suites),
-        "suite": suite_rows(suites),
-        "attention": attention_rows(folder, runs),
+def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
+    """What an experiment has found so far, where it has: the "table" of its training runs, what they "logged", suites,
+    "attention".
+    """
+    games = read_games(runs, results_dir)
+    found = {
+        "table": score_table(games, results_dir) if len(games) else games,
+        "logged": logged_table(runs, results_dir),
     }
-    return {name: rows for name, rows in found.items() if rows}
+    suites = [pd.read_csv(path).assign(seed=seed) for seed, path in files_of_chains(runs, results_dir, "results.csv")]
+    if suites:
+        found |= {"suite_over_seeds": suite_over_seeds(pd.concat(suites)), "suite": suite_table(pd.concat(suites))}
+    found["attention"] = attention_table(files_of_chains(runs, results_dir, "summary.json"))
+    return {name: table for name, table in found.items() if len(table)}
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    """The rows as a table of Markdown, of the columns in which something is said."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row[name] for name in columns)} |" for row in rows)])
-
-
-def plot(finished: list[Finished], title: str, path: Path) -> None:
-    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the seeds' minutes."""
+def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth of the run") -> None:
+    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the
+    seeds' minutes.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    for number, arm in enumerate(dict.fromkeys(one.run.arm for one in finished)):
-        mine = [one for one in finished if one.run.arm == arm]
-        steps = np.linspace(max(one.steps[0] for one in mine), min(one.steps[-1] for one in mine), 200)
-        minutes = np.mean([np.interp(steps, one.steps, one.seconds) for one in mine], axis=0) / 60
-        curves = np.array([np.interp(steps, one.steps, one.curve) for one in mine])
+    for number, (arm, of_arm) in enumerate(games.groupby("arm", sort=False)):
+        mine = [one for _, one in of_arm.groupby("seed", sort=False)]
+        steps = np.linspace(max(one.step.iloc[0] for one in mine), min(one.step.iloc[-1] for one in mine), 200)
+        minutes = np.mean([np.interp(steps, one.step, one.seconds) for one in mine], axis=0) / 60
+        curves = np.array([np.interp(steps, one.step, one.curve) for one in mine])
         colour, line = f"C{number % 10}", "-" if number < 10 else "--"
         for axis, grid in zip(axes, (steps / 1e6, minutes), strict=True):
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
@@ -291,7 +285,7 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
     ):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("raw score, mean over a tenth of the run")
+    axes[0].set_ylabel(f"raw score, mean {said}")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, title="mean and range over seeds (how many)")
     figure.suptitle(title)
@@ -299,71 +293,84 @@ def plot(finished: list[Finished], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+# What other scripts have stored
+
+
 def throughput_table() -> str:
-    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to start."""
-    stored = json.loads((ROOT / "benchmark" / "throughput.json").read_text())
-    rows = []
-    for row in stored["rows"]:
-        cells = {
-            "case": f"{row['kind']}: {row['case']}",
-            "precision": row["precision"],
-            "steps/s": f"{row['steps_per_second']:.3g}",
+    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to
+    start.
+    """
+    stored = json.loads((BENCHMARK / "throughput.json").read_text())
+    rows = pd.DataFrame(stored["rows"])
+    table = pd.DataFrame(
+        {
+            "case": rows.kind + ": " + rows.case,
+            "precision": rows.precision,
+            "steps/s": text(rows.steps_per_second, ".3g"),
         }
-        cells |= {key.replace("_", " "): f"{row[key]:.2f}" if row[key] else "" for key in ("times_plain", "of_script")}
-        cells["slowest to fastest"] = f"{row['slowest']:.3g} to {row['fastest']:.3g}"
-        phases = ("emulation", "frozen_models", "policy", "update")
-        shares = {phase: row.get(f"share_{phase}") for phase in phases}
-        rows.append(
-            cells
-            | {phase.replace("_", " "): f"{share:.0%}" if share is not None else "" for phase, share in shares.items()}
-        )
+    )
+    table["times plain"], table["of script"] = text(rows.times_plain, ".2f"), text(rows.of_script, ".2f")
+    table["slowest to fastest"] = text(rows.slowest, ".3g") + " to " + text(rows.fastest, ".3g")
+    for phase in ("emulation", "frozen_models", "policy", "update"):
+        table[phase.replace("_", " ")] = text(rows[f"share_{phase}"], ".0%")
     about, settings = stored["machine"], stored["settings"]
-    where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}; {settings['num_envs']} games"
+    where = f"{about['cpu']}, {about['threads']} threads, {about.get('gpu', 'no GPU')}, PyTorch {about['torch']}"
+    games, rounds = settings["num_envs"], settings["rounds"]
+    where += f"; {games} games, {rounds} rounds: the median, and the slowest and the fastest."
     starts = (
         f"`{script}.py` {min(seconds):.1f} to {max(seconds):.1f} s"
         for script, seconds in stored["start_up_seconds"].items()
     )
-    measured = f"{where}, {settings['rounds']} rounds: the median, and the slowest and the fastest."
-    return f"{markdown(rows)}\n\n{measured} From the command to the end of a run of one step, three times each: {', '.join(starts)}."
+    said = f"From the command to the end of a run of one step, three times each: {', '.join(starts)}."
+    return f"{markdown(table)}\n\n{where} {said}"
 
 
 def denormals_table() -> str:
-    """What benchmark/denormals.py has measured last and stored."""
-    rows = []
-    for row in storage.read_csv(ROOT / "benchmark" / "denormals.csv"):
-        cells = {
-            "run of": f"`{row['script']}.py`",
-            "steps": f"{int(row['step']):,}",
-            "denormal": f"{float(row['denormal_share']):.0%}",
+    """What flushing denormal numbers saved, in the runs of benchmark/denormals.csv."""
+    rows = pd.read_csv(BENCHMARK / "denormals.csv")
+    table = pd.DataFrame(
+        {
+            "run of": "`" + rows.script + ".py`",
+            "steps": text(rows.step, ","),
+            "denormal": text(rows.denormal_share, ".0%"),
         }
-        cells |= {
-            "Adam's step (ms)": f"{float(row['plain_ms']):.1f}",
-            "flushed (ms)": f"{float(row['flushed_ms']):.1f}",
-        }
-        rows.append(cells | {"times as fast": f"{float(row['times_as_fast']):.1f}"})
-    return markdown(rows)
+    )
+    table["Adam's step (ms)"], table["flushed (ms)"] = text(rows.plain_ms, ".1f"), text(rows.flushed_ms, ".1f")
+    return markdown(table.assign(**{"times as fast": text(rows.times_as_fast, ".1f")}))
+
+
+def old_curves() -> pd.DataFrame:
+    """The games of benchmark/pong_learning_curves.csv, of no experiment, as `read_games` gives them."""
+    games = pd.read_csv(BENCHMARK / "pong_learning_curves.csv").rename(columns={"label": "arm"}).assign(seed=1)
+    curves = [
+        running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW)
+        for _, one in games.groupby("arm", sort=False)
+    ]
+    return games.assign(curve=np.concatenate(curves))
 
 
 def curves_table() -> str:
-    """Where the runs of benchmark/pong_learning_curves.csv ended."""
-    logged, rows = storage.read_csv(ROOT / "benchmark" / "pong_learning_curves_logged.csv"), []
-    for label, (steps, minutes, mean) in read_curves(ROOT / "benchmark" / "pong_learning_curves.csv").items():
-        cells = {"run": label, "last game at step": f"{steps[-1]:,.0f}", "games": str(len(steps))}
-        cells |= {f"last {WINDOW:,} steps": f"{mean[-1]:.1f}", "minutes": f"{minutes[-1]:.0f}"}
-        mine = [row for row in logged if row["label"] == label]
-        of_end = end_of(mine) if mine else {}
-        for tag in ("weights/state_representation", "weights/entropy", "weights/dead_scores"):
-            cells[tag] = f"{of_end[tag]:.2f}" if tag in of_end else ""
-        rows.append(cells)
-    return markdown(rows)
+    """Where these runs ended."""
+    logged, rows = pd.read_csv(BENCHMARK / "pong_learning_curves_logged.csv"), []
+    for label, games in old_curves().groupby("arm", sort=False):
+        last, of_end = games.iloc[-1], end_of(logged[logged.label == label])
+        row = {
+            "run": label,
+            "last game at step": f"{last.step:,}",
+            "games": str(len(games)),
+            f"last {WINDOW:,} steps": f"{last.curve:.1f}",
+        }
+        row |= {"minutes": f"{last.seconds / 60:.0f}"}
+        tags = ("weights/state_representation", "weights/entropy", "weights/dead_scores")
+        rows.append(row | {tag: f"{of_end[tag]:.2f}" if tag in of_end else "" for tag in tags})
+    return markdown(pd.DataFrame(rows))
 
 
 def coverage_table() -> str:
     """How many places benchmark/coverage.py has counted."""
+    found = coverage.summary(*(files.read_csv(BENCHMARK / f"coverage_{what}.csv") for what in ("games", "steps")))
     rows = []
-    for row in coverage.summary(
-        *(storage.read_csv(ROOT / "benchmark" / f"coverage_{what}.csv") for what in ("games", "steps"))
-    ):
+    for row in found:
         cells = {
             "game": row["game"],
             "player": row["player"] + (f", {row['trained steps']:,} steps" if row["trained steps"] else ""),
@@ -371,39 +378,33 @@ def coverage_table() -> str:
         cells |= {"games": str(row["games"]), "steps of a game": f"{row['steps of a game']:.0f}"}
         cells |= {"places in a game": f"{row['places in a game']:.0f}", "95%": f"{row['from']:.0f} to {row['to']:.0f}"}
         cells |= {
-            "rooms": "" if row["rooms"] is None else str(row["rooms"]),
+            "rooms": str(row["rooms"] or ""),
             f"places in {row['equal steps']:,} steps": f"{row['places in them']:.0f}",
         }
         rows.append(cells | {f"lowest to highest of {row['sets']} sets": f"{row['fewest']} to {row['most']}"})
-    return markdown(rows)
+    return markdown(pd.DataFrame(rows).fillna(""))
 
 
 def evaluation_text(name: str) -> str:
-    """What evaluate.py printed at the end of the evaluation stored in benchmark/evaluation/<name>, as a block of text."""
-    folder = ROOT / "benchmark" / "evaluation" / name
+    """What evaluate.py printed of the evaluation in benchmark/evaluation/<name>, as a block of text."""
+    folder = BENCHMARK / "evaluation" / name
     if (folder / "summary.json").is_file():
-        text = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))
+        said = evaluate.weights_table(json.loads((folder / "summary.json").read_text()))
     else:
-        text = evaluate.table(json.loads((folder / "results.json").read_text())["results"])
-    return f"```\n{text}\n```"
+        said = evaluate.table(json.loads((folder / "results.json").read_text())["results"])
+    return f"```\n{said}\n```"
 
 
 def scaling_table() -> str:
     """What benchmark/scaling.py has measured, at the smallest and the largest number of models."""
-    rows = storage.read_csv(ROOT / "benchmark" / "scaling.csv")
-    counts = [int(row["models"]) for row in rows]
-    numbers = (min(counts), max(counts))
+    rows = pd.read_csv(BENCHMARK / "scaling.csv")
     columns = {"trained_parameters": ("parameters", ",.0f"), "training_megabytes": ("training memory (MB)", ".0f")}
     columns |= {"combine_8_ms": ("step of 8 (ms)", ".1f"), "update_256_ms": ("update of 256 (ms)", ".0f")}
-    found = []
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        cells = {"mode": f"`{mode}`"}
-        for column, (what, form) in columns.items():
-            for n in numbers:
-                (row,) = (row for row in rows if (row["mode"], int(row["models"])) == (mode, n))
-                cells[f"{what}, N = {n}"] = format(float(row[column]), form)
-        found.append(cells)
-    return markdown(found)
+    table = pd.DataFrame(index=rows["mode"].unique())
+    for column, (what, form) in columns.items():
+        for n in (rows.models.min(), rows.models.max()):
+            table[f"{what}, N = {n}"] = text(rows[rows.models == n].set_index("mode")[column], form)
+    return markdown(table.rename("`{}`".format).rename_axis("mode").reset_index())
 
 
 def probes_table(game: str) -> str:
@@ -411,34 +412,35 @@ def probes_table(game: str) -> str:
 
     F1 scores are the trained model's and, in brackets, its random initialisation's.
     """
-    rows = {
-        (row["features"], row["weights"]): row for row in storage.read_csv(ROOT / "benchmark" / f"probes_{game}.csv")
-    }
-    kinds = [name for name in next(iter(rows.values())) if name.startswith("f1_") and name != "f1_mean"]
+    rows = pd.read_csv(BENCHMARK / f"probes_{game}.csv").set_index(["weights", "features"])
+    trained, untrained = rows.loc["trained"], rows.loc["untrained"]
     found = []
-    for (features, weights), row in rows.items():
+    for (weights, features), row in rows.iterrows():
         if weights == "untrained" or features.startswith("all but"):
             continue
-        without, before = rows.get((f"all but {features}", "trained")), rows.get((features, "untrained"))
         cells = dict.fromkeys(("model", "steps x batch", "held-out loss", "untrained", "median frame"), "")
-        cells["model"] = f"`{features}`" if before else features
-        if before:
+        cells["model"] = f"`{features}`" if features in untrained.index else features
+        if features in untrained.index:
             about = load_encoder(ROOT / "pretrained" / game / f"{features}.pt").description
             cells["steps x batch"] = f"{about['training']['steps']:,} x {about['training']['batch_size']}"
             cells["held-out loss"], cells["untrained"] = (
                 f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained")
             )
             cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
-        for kind in kinds:
-            cells[f"F1 {kind[3:]}"] = f"{float(row[kind]):.2f}" + (f" ({float(before[kind]):.2f})" if before else "")
-        cells["adds"] = f"{float(without['adds']):+.3f}" if without else ""
-        found.append(cells)
-    return markdown(found)
+        for kind in (name for name in rows if name.startswith("f1_") and name != "f1_mean"):
+            before = f" ({untrained.loc[features, kind]:.2f})" if features in untrained.index else ""
+            cells[f"F1 {kind[3:]}"] = f"{row[kind]:.2f}{before}"
+        without = f"all but {features}"
+        found.append(cells | {"adds": f"{trained.loc[without, 'adds']:+.3f}" if without in trained.index else ""})
+    return markdown(pd.DataFrame(found))
+
+
+# The README and the pages
 
 
 @functools.cache
 def marked_table(name: str) -> str:
-    """What belongs where a README says `<!-- report: name -->`."""
+    """What belongs where a page says `<!-- report: name -->`."""
     of_scripts = {
         "throughput": throughput_table,
         "denormals": denormals_table,
@@ -452,51 +454,45 @@ def marked_table(name: str) -> str:
         return probes_table(name.removeprefix("probes_"))
     if name.startswith("evaluation_"):
         return evaluation_text(name.removeprefix("evaluation_"))
-    folder, runs = RESULTS / name, read_experiment(ROOT / "benchmark" / "experiments" / f"{name}.toml")[1]
-    found = tables(folder, runs, read_finished(folder, runs))
-    return "\n\n".join(markdown(rows) for rows in found.values()) or "Not run yet."
+    found = tables(read_experiment(EXPERIMENTS / f"{name}.toml")[1], RESULTS)
+    return "\n\n".join(markdown(table) for table in found.values()) or "Not run yet."
 
 
-def write_readmes() -> None:
-    """Put each marked table in; a README in which nothing changes is left alone."""
-    for readme in (ROOT / name for name in READMES):
-        before = after = readme.read_text()
-        for name in re.findall(r"<!-- report: ([\w.-]+) -->", before):
-            after = insert(after, name, marked_table(name))
-        if after != before:
-            write_atomically(readme, after)
+def pages() -> list[Path]:
+    """Where tables are put in."""
+    return [ROOT / "README.md", BENCHMARK / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def insert(text: str, experiment: str, table: str) -> str:
-    """A README with this experiment's table put in where it is marked."""
-    pattern = rf"(<!-- report: {re.escape(experiment)} -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+def filled(page: str, table_of: Callable[[str], str] = marked_table) -> str:
+    """A page's text with each marked table put in."""
+    pattern = r"(<!-- report: ([\w.-]+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{table_of(match[2])}\n{match[3]}", page, flags=re.DOTALL)
 
 
 def main(args: Args) -> None:
-    paths = args.experiments or sorted((ROOT / "benchmark" / "experiments").glob("*.toml"))
-    for path in paths:
+    results_dir = Path(args.results_dir)
+    for path in args.experiments or sorted(EXPERIMENTS.glob("*.toml")):
         title, runs = read_experiment(path)
-        folder = Path(args.results_dir) / path.stem
-        finished = read_finished(folder, runs)
-        found = tables(folder, runs, finished)
-        if not any(is_finished(run.result_dir(folder), run) for run in runs if not run.maker) or not found:
+        folder, found = results_dir / path.stem, tables(runs, results_dir)
+        if not any(run.is_finished(results_dir) for run in runs if run.experiment == path.stem) or not found:
             if args.experiments:
                 raise InputError(
-                    f"{folder}: nothing of this experiment that makes a table is finished; start it with benchmark/run.py."
+                    f"{folder}: nothing of this experiment that makes a table is finished; benchmark/Snakefile runs it."
                 )
             continue
-        for name, rows in found.items():
-            storage.write_csv(folder / f"{name}.csv", rows)
-        table = "\n\n".join(markdown(rows) for rows in found.values())
-        (folder / "table.md").write_text(table + "\n")
-        for game in dict.fromkeys(one.run.game for one in finished):
-            plot([one for one in finished if one.run.game == game], f"{title} ({game})", folder / f"curves_{game}.png")
-        print(
-            f"{title}: {sum(is_finished(run.result_dir(folder), run) for run in runs)} of {len(runs)} runs\n{table}\n"
-        )
-    if not args.experiments and Path(args.results_dir).resolve() == RESULTS.resolve():
-        write_readmes()
+        for name, table in found.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        said = "\n\n".join(markdown(table) for table in found.values())
+        (folder / "table.md").write_text(said + "\n")
+        if "table" in found:
+            for game, games in read_games(runs, results_dir).groupby("game", sort=False):
+                plot(games, f"{title} ({game})", folder / f"curves_{game}.png")
+        print(f"{title}: {sum(run.is_finished(results_dir) for run in runs)} of {len(runs)} runs\n{said}\n")
+    if not args.experiments and results_dir.resolve() == RESULTS.resolve():
+        plot(old_curves(), "Pong", BENCHMARK / "pong_learning_curves.png", f"of the games of the last {WINDOW:,} steps")
+        for page in pages():
+            if (after := filled(page.read_text())) != page.read_text():
+                write_atomically(page, after)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ Each case is one training loop put together from the scripts' own agents, losses
 "plain" is the design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and
 PyTorch's defaults (CleanRL's ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the
 published code). "script" is all that the script does by default, in the precision that is the faster one here; "script,
-without X" takes one thing away. A case's unit is a rollout and its four epochs; of pre-training, a few steps at the batch
-size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case has a process of its own, so that none
-works in memory that another one has prepared; they take turns, and the median over the rounds is kept, so that a slow
-moment of the machine does not fall on one of them.
+without X" takes one thing away. A case's unit is a rollout and its four epochs; of pre-training, a few steps at the
+batch size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case has a process of its own, so
+that none works in memory that another one has prepared; they take turns, and the median over the rounds is kept, so
+that a slow moment of the machine does not fall on one of them.
 """
 
 import json
@@ -43,7 +43,7 @@ from gymnasium.wrappers import (
 
 import ppo_e2e_atari
 import ppo_wsa_atari
-from benchmark.run import cpu_name
+from benchmark.runs import cpu_name
 from combiners.adapters import SpatialAdapter
 from encoders import PRETRAININGS
 from encoders.frozen import typical_frames
@@ -301,10 +301,7 @@ class Loop:
         for _ in range(EPOCHS):
             for inds in torch.randperm(len(b_actions), device=self.device).split(MINIBATCH):
                 if self.case.channels_last:
-                    seen = {
-                        name: take_rows(values, inds, self.room.get(name))
-                        for name, values in self.kept.items()
-                    }
+                    seen = {name: take_rows(values, inds, self.room.get(name)) for name, values in self.kept.items()}
                     self.room = seen if self.frozen is not None and len(inds) == MINIBATCH else {}
                 else:
                     seen = {name: values[inds] for name, values in self.kept.items()}

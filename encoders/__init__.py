@@ -6,8 +6,8 @@ scales them itself, so that nothing differs between pre-training and use. `load_
 What `pretrain_encoders.py` finds in a pre-training (a value of PRETRAININGS):
     stored_models()               what is kept at the end: name -> network
     loss(obs, later_obs, progress)
-                                  uint8 (B, 4, 84, 84) twice, progress from 0 to 1 over the run -> dict of (): "loss" and
-                                  its parts
+                                  uint8 (B, 4, 84, 84) twice, progress from 0 to 1 over the run -> dict of (): "loss"
+                                  and its parts
     offsets                       later_obs comes (lowest, highest) steps after obs, in the same game
     picture(obs, later_obs)       {title: grey images (B, 1, 84, 84) in [0, 1]}, perhaps "keypoints" (B, K, 2)
     steps, batch_size             by budget: "cpu" or "paper"

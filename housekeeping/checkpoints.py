@@ -95,7 +95,8 @@ def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_diff
     if gone:
         flags = ", ".join(written(name) for name in gone)
         raise InputError(
-            f"{path}: another version of the script made it, which had {flags}; open it with that version, or train anew."
+            f"{path}: another version of the script made it, which had {flags}; open it with that version, or "
+            "train anew."
         )
     before, now = asdict(saved_args(type(args), saved)), asdict(args)
     different = [

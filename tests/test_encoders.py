@@ -355,7 +355,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_what_a_displacement_explains():
-    """A ball of 2 x 2 pixels that moved by 4 to the right, beside one that did not move: all, or nothing, is explained."""
+    """A ball of 2 x 2 pixels that moved by 4 to the right, beside one that did not move: all, or nothing, is
+    explained."""
     older, newer = torch.zeros(2, 1, 84, 84), torch.zeros(2, 1, 84, 84)
     older[0, 0, 40:42, 30:32] = newer[0, 0, 40:42, 34:36] = 1.0
     older[1, 0, 10:12, 10:12] = newer[1, 0, 10:12, 10:12] = 1.0  # nothing moves: error 0 without displacement
@@ -382,7 +383,8 @@ def test_a_blur_is_a_gaussian_that_keeps_the_sum():
 
 
 def test_the_masks_start_tells_frames_apart():
-    """After `for_cpu` each unit of the trunk has mean 0 and variance 1 over the data, and equal frames look like nothing."""
+    """After `for_cpu` each unit of the trunk has mean 0 and variance 1 over the data, and equal frames look like
+    nothing."""
     torch.manual_seed(0)
     obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
     pretraining = ObjectMasksPretraining()

@@ -69,7 +69,8 @@ def test_each_beats_its_random_initialisation(game, name, new_games_of):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_the_transporters_files_say_that_they_beat_the_median_frame(game):
-    """On their held-out games, in Pong by little; docs/pretraining.md says that on new games of Pong the two are equal."""
+    """On their held-out games, in Pong by little; docs/pretraining.md says that on new games of Pong the two are
+    equal."""
     for name in ("keypoint_features", "keypoint_maps"):
         about = load_encoder(ROOT / "pretrained" / game / f"{name}.pt").description
         assert about["validation_loss"] < about["median_frame_error"]

@@ -2,7 +2,8 @@
 
     python -m docs.lessons.dead_scores
 
-256 observations of random play go through stored models; for each seed a new combiner scores them. It writes docs/lessons/dead_scores.csv.
+256 observations of random play go through stored models; for each seed a new combiner scores them. It writes
+docs/lessons/dead_scores.csv.
 """
 
 import csv
