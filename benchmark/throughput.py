@@ -5,13 +5,13 @@
     python -m benchmark.throughput --cuda True --compile --num-envs 64
 
 Each case is one training loop put together from the scripts' own agents, losses and frozen models, with switches.
-"plain" is the design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage and
-PyTorch's defaults (CleanRL's ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the
-published code). "script" is all that the script does by default, in the precision that is the faster one here; "script,
-without X" takes one thing away. A case's unit is a rollout and its four epochs; of pre-training, a few steps at the
-batch size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case has a process of its own, so
-that none works in memory that another one has prepared; they take turns, and the median over the rounds is kept, so
-that a slow moment of the machine does not fall on one of them.
+"plain" is the design without any of them, in float32: end to end, gymnasium's Python wrappers in turn, float32 storage
+and PyTorch's defaults (CleanRL's ppo_atari.py); for WSA, every embedding computed again in each of the four epochs (the
+published code). "script" is all that the script does by default, in the precision that is the faster one here;
+"script, without X" takes one thing away. A case's unit is a rollout and its four epochs; of pre-training, a few steps
+at the batch size of the CPU's budget, in float32 ("plain") and by default ("script"). Each case has a process of its
+own, so that none works in memory that another one has prepared; they take turns, and the median over the rounds is
+kept, so that a slow moment of the machine does not fall on one of them.
 """
 
 import json

@@ -38,13 +38,13 @@ class WeightSharingAttention(WeightedSum):
         scorer: what f is.
             "published": ReLU(Linear(2d, 1)). It can die: where all scores are 0, the weights are 1/N and nothing is
             learnt from them.
-            "linear": Linear(2d, 1). Being one linear layer, it adds the context's share to all scores of a sample alike,
-            and the softmax takes that out again: the weights do not depend on the context.
+            "linear": Linear(2d, 1). Being one linear layer, it adds the context's share to all scores of a sample
+            alike, and the softmax takes that out again: the weights do not depend on the context.
             "hidden" (ours): e_i and c brought to one scale (layer normalisation without parameters), Linear(2d, 64),
-            tanh, Linear(64, 1), whose last layer starts near 0, so that the weights start near even. It cannot die, and
-            the context can move the weights.
-            "bounded" (ours): the same with a tanh at its end, so that no score leaves [-1, 1], and no model's weight can
-            go to 0: of four models the largest is at most e / (e + 3 / e) = 0.71, the smallest at least 0.04.
+            tanh, Linear(64, 1), whose last layer starts near 0, so that the weights start near even. It cannot die,
+            and the context can move the weights.
+            "bounded" (ours): the same with a tanh at its end, so that no score leaves [-1, 1], and no model's weight
+            can go to 0: of four models the largest is at most e / (e + 3 / e) = 0.71, the smallest at least 0.04.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class WeightSharingAttention(WeightedSum):
     def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
         """How the scorer fares on a batch of observations in random order.
 
-        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's context:
-        half the sum of the absolute differences, from 0 to 1. With "published" also "dead_scores": the share of scores
-        that its ReLU holds at 0, where no gradient passes.
+        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's
+        context: half the sum of the absolute differences, from 0 to 1. With "published" also "dead_scores": the share
+        of scores that its ReLU holds at 0, where no gradient passes.
         """
         e, c = self.adapt(embeddings, context)
         with torch.autocast(e.device.type, enabled=False):
