@@ -1,11 +1,10 @@
-"""Behavior Transfer: Q-learning on Atari that explores with, and may call upon, a policy that was trained without
-reward.
+"""Behavior Transfer: Q-learning on Atari that explores with, and may call upon, a policy trained without reward.
 
-    python dqn_bt_atari.py --env-id ALE/MsPacman-v5                                # from scratch: plain double DQN
-    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt> --fine-tune                 #
-    fine-tuning python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt> --flights
-    --extra-action    # behaviour python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy <checkpoint.pt>
-    --flights --extra-action --fine-tune   # both python dqn_bt_atari.py --resume runs/<run_name>/checkpoint.pt
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5                           # from scratch: plain double DQN
+    python dqn_bt_atari.py ... --pretrained-policy <checkpoint.pt> --fine-tune                            # fine-tuning
+    python dqn_bt_atari.py ... --pretrained-policy <checkpoint.pt> --flights --extra-action               # behaviour
+    python dqn_bt_atari.py ... --pretrained-policy <checkpoint.pt> --flights --extra-action --fine-tune   # both
+    python dqn_bt_atari.py --resume runs/<run_name>/checkpoint.pt
     tensorboard --logdir runs
 
 Campos et al.: "Beyond Fine-Tuning: Transferring Behavior in Reinforcement Learning" (arXiv 2102.13515). The policy
@@ -22,11 +21,11 @@ Hasselt et al. 2016, arXiv 1509.06461) with n-step returns, small enough to be r
 batch and updates as in Mnih et al. 2015; n = 3, first update and target period as in Rainbow (Hessel et al. 2018, arXiv
 1710.02298, table 1); learning rate and epsilon as in CleanRL's dqn_atari.py.
 
-In games that have FIRE, the action after a lost life is FIRE, whatever was chosen (atari.py); it is stored as any
-transition.
+In games that have FIRE, the action after a lost life is FIRE, whatever was chosen (environments/atari.py); it is stored
+as any transition.
 
-The file reads in the order in which things happen: flags, replay buffer, network, flights, loss, then `main`: set-up,
-act, store, learn, log, save.
+The file reads in the order in which things happen: flags, network, flights, loss, then `main`: set-up, act, store,
+learn, log, save. The replay buffer is in behavior_transfer/replay_buffer.py.
 """
 
 import functools

@@ -1,20 +1,21 @@
 """Look at a trained agent: its score over whole games, on changed games, and what its weights say.
 
-    python evaluate.py --checkpoint runs/<run_name>/best.pt                          # 100 games; several checkpoints
-    stand side by side python evaluate.py --list-variations --env-id ALE/Breakout-v5                    # what can be
-    changed in a game python evaluate.py --checkpoint runs/<run_name>/best.pt --variation gravity mode:4
-    color_all_blocks_red+gravity python evaluate.py --checkpoint runs/<run_name>/best.pt --suite                  # all
-    of a game's variations python evaluate.py --checkpoint runs/<run_name>/best.pt --attention              # one game:
-    weights as plot, film, CSV, summary
+    python evaluate.py --checkpoint runs/<run_name>/best.pt            # 100 games; several checkpoints stand side by
+    side python evaluate.py --list-variations --env-id ALE/Breakout-v5      # what can be changed in a game
+    python evaluate.py --checkpoint ... --variation gravity mode:4 color_all_blocks_red+gravity
+    python evaluate.py --checkpoint ... --suite                        # all of a game's variations
+    python evaluate.py --checkpoint ... --attention                    # one game: weights as plot, film, CSV, summary
 
 The protocol is that of Piccoli et al. (arXiv 2507.07197, section 5): the best agent of a run, greedy, 100 games, raw
 scores. The changed games are HackAtari's (Delfosse et al. 2024, arXiv 2406.03997; install requirements-hackatari.txt)
 and the modes and difficulties that the emulator itself offers (Machado et al. 2018, arXiv 1709.06009).
 
-As in training, the action after a lost life is FIRE in games that have it, whatever the agent chose (atari.py).
+As in training, the action after a lost life is FIRE in games that have it, whatever the agent chose
+(environments/atari.py).
 
-The file reads in the order in which things happen: flags, variations, playing and counting, the suite's comparison, one
-game watched closely (plot, film, summary), `main`. It writes into its output folder only.
+The file reads in the order in which things happen: flags, playing and counting, the suite's comparison, one game
+watched closely, `main`. The changed games are in environments/hackatari.py, plots and films in
+environments/pictures.py. It writes into its output folder only.
 """
 
 import functools

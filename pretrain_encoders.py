@@ -1,16 +1,16 @@
 """Pre-train the vision models of Weight Sharing Attention on one game, without reward.
 
     python pretrain_encoders.py --env-id ALE/Qbert-v5                   # all five, a CPU's budget
-    python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # 1,000,000
-    frames, for a GPU python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
-    python pretrain_encoders.py --data-dir data/mixed --pretrained-dir pretrained_mixed --expert-checkpoint
-    runs/<run_name>/best.pt
+    python pretrain_encoders.py --encoders autoencoder --retrain        # one model, again
+    python pretrain_encoders.py --budget paper --data-dir data/paper --pretrained-dir pretrained_paper   # for a GPU
+    python pretrain_encoders.py --data-dir data/mixed --pretrained-dir pretrained_mixed --expert-checkpoint <best.pt>
 
 What happens, in this order: collect frames of random play (or of a share of games played by a saved agent) on disk; set
 a tenth of the games apart for validation; train each model that is not stored yet; store it as
 pretrained/<Game>/<name>.pt. A run that was stopped goes on where it was when it is started again (with --retrain,
 models that were finished before the stop are made once more). The models' networks and losses are in encoders/, one
-file each. In games that have FIRE, the action after a lost life is FIRE (atari.py).
+file each; frames on disk are in encoders/frames.py. In games that have FIRE, the action after a lost life is FIRE
+(environments/atari.py).
 """
 
 import signal

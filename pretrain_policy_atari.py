@@ -1,11 +1,10 @@
-"""A policy that explores: PPO on Atari with an intrinsic reward in place of the game's, the first stage of Behavior
-Transfer.
+"""A policy that explores: PPO on Atari with an intrinsic reward in place of the game's, the start of Behavior Transfer.
 
-    python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                          # Never Give Up's reward,
-    10,000,000 steps python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd  # the lifelong
-    part alone python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
-    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy runs/<run_name>/checkpoint.pt --flights
-    --extra-action  # then tensorboard --logdir runs
+    python pretrain_policy_atari.py --env-id ALE/MsPacman-v5                            # Never Give Up's reward
+    python pretrain_policy_atari.py --env-id ALE/MontezumaRevenge-v5 --intrinsic rnd    # its lifelong part alone
+    python pretrain_policy_atari.py --resume runs/<run_name>/checkpoint.pt
+    python dqn_bt_atari.py --env-id ALE/MsPacman-v5 --pretrained-policy runs/<run_name>/checkpoint.pt --flights   # then
+    tensorboard --logdir runs
 
 Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020
 (arXiv 2002.06038), whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO
@@ -13,11 +12,11 @@ and its network are those of ppo_e2e_atari.py; what keeps intrinsic rewards stea
 
 The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost
 lives; what the screen shows of both stays visible. In games that have FIRE, the action after a lost life is FIRE,
-whatever it chose (atari.py): that step teaches the values, not the policy. What it explores is measured where the
-player's place is known in the console's memory.
+whatever it chose (environments/atari.py): that step teaches the values, not the policy. What it explores is measured
+where the player's place is known in the console's memory.
 
-The file reads in the order in which things happen: flags, the parts of the intrinsic reward, coverage, then `main`:
-set-up, rollout, intrinsic reward, advantages, update, log, save.
+The file reads in the order in which things happen: flags, the parts of the intrinsic reward, then `main`: set-up,
+rollout, intrinsic reward, advantages, update, coverage, log, save.
 """
 
 import functools

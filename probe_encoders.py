@@ -5,7 +5,7 @@
 A model that encodes where the ball is lets a linear classifier read the ball's position off its embedding. The true
 positions are bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226,
 whose measure this is: weighted F1 on games that the probe was not trained on). Each stored model is compared with its
-    own random initialisation.
+own random initialisation.
 
 What happens, in this order: play random games with the RAM beside each observation; embed all observations with each
 model; fit one linear classifier per variable on each set of features; print and store a table. The sets are: each

@@ -185,8 +185,10 @@ class Run:
             self.lock = self.lock or files.lock(self.dir)
             if self.args.track:
                 self._track()
-            resumed_at = self.step + 1 if self.checkpoint else None
-            self.writer = SummaryWriter(str(self.dir), purge_step=resumed_at)  # drops what the checkpoint has not seen
+            again = (
+                self.checkpoint or self.args.run_dir
+            )  # what an earlier attempt logged after its last checkpoint goes
+            self.writer = SummaryWriter(str(self.dir), purge_step=self.step + 1 if again else None)
             if not self.checkpoint:
                 rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(self.args).items())
                 self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
