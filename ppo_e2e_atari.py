@@ -39,7 +39,7 @@ SCRIPT = "ppo_e2e_atari"  # what a checkpoint of this script calls itself
 
 
 @dataclass
-class Args(AtariFlags, RunFlags, EvaluationFlags):
+class PPOFlags:
     """PPO"""
 
     num_steps: int = 128
@@ -69,11 +69,16 @@ class Args(AtariFlags, RunFlags, EvaluationFlags):
     max_grad_norm: float = 0.5
     """the gradient's norm is clipped to this"""
     compile: bool = False
-    """compile the network with torch.compile: needs a C++ compiler on a CPU, takes a minute at the start"""
+    """compile the networks with torch.compile: needs a C++ compiler on a CPU, takes a minute or two at the start"""
 
 
-def check_args(args: Args) -> None:
-    """Refuse, before any work, flags that cannot work; raises InputError."""
+@dataclass
+class Args(PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
+    """PPO from pixels"""
+
+
+def check_args(args: PPOFlags) -> None:
+    """Refuse, before any work, flags of PPO and of the games that cannot work; raises InputError."""
     check_games(args)
     at_least_one = ("num_steps", "num_minibatches", "update_epochs")
     check_ranges(args, at_least_one, ("gamma", "gae_lambda"), ("learning_rate", "clip_coef", "max_grad_norm"))

@@ -36,21 +36,23 @@ from combiners import ModeOptions, Reservoir, WeightedSum, check_options, find_c
 from combiners.adapters import layer_init
 from combiners.schedule import apply_change, parse_schedule
 from encoders.frozen import FrozenModels, KeptEmbeddings, require_known, short_name
-from environments.atari import AtariFlags, check_games, evaluation_games, game_name, make_envs
+from environments.atari import AtariFlags, evaluation_games, game_name, make_envs
 from housekeeping import checkpoints, precision, processes, run
-from housekeeping.flags import InputError, check_ranges, start
+from housekeeping.flags import InputError, start
 from housekeeping.memory import to_device
 from housekeeping.precision import Float32Linear
 from housekeeping.run import EvaluationFlags, Run, RunFlags, read_args
 from housekeeping.seeds import env_seeds
+from ppo_e2e_atari import PPOFlags, compute_advantages
+from ppo_e2e_atari import check_args as check_ppo_args
 
 SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
 MAY_DIFFER_ON_RESUME = run.MAY_DIFFER | {"pretrained_dir"}
 
 
 @dataclass
-class Args(ModeOptions, AtariFlags, RunFlags, EvaluationFlags):
-    """Weight Sharing Attention and PPO"""
+class Args(ModeOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
+    """Weight Sharing Attention"""
 
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
     """the frozen models to combine (the default: the paper's four); my_module:MyEncoder takes a model of your own"""
@@ -78,39 +80,10 @@ class Args(ModeOptions, AtariFlags, RunFlags, EvaluationFlags):
     """models that come and go, at the first rollout from that step on: add:autoencoder:200000
     drop:autoencoder:400000"""
 
-    num_steps: int = 128
-    """steps per environment in one rollout"""
-    learning_rate: float = 2.5e-4
-    """Adam's learning rate at the start"""
-    anneal_lr: bool = True
-    """bring the learning rate down to 0 linearly"""
-    gamma: float = 0.99
-    """discount"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    num_minibatches: int = 4
-    """minibatches per epoch; must divide num_envs x num_steps"""
-    update_epochs: int = 4
-    """epochs over each rollout"""
-    norm_adv: bool = True
-    """normalise the advantages of each minibatch"""
-    clip_coef: float = 0.1
-    """PPO's clip range at the start"""
-    anneal_clip: bool = True
-    """bring the clip range down to 0 linearly"""
-    ent_coef: float = 0.01
-    """weight of the policy's entropy in the loss"""
-    vf_coef: float = 0.5
-    """weight of the value's mean squared error in the loss"""
-    max_grad_norm: float = 0.5
-    """the gradient's norm is clipped to this"""
-    compile: bool = False
-    """compile frozen models and agent with torch.compile: needs a C++ compiler on a CPU, takes a minute or two first"""
-
 
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
-    check_games(args)
+    check_ppo_args(args)
     check_options(args)
     require_known((*args.encoders, args.context_encoder))
     names = [short_name(spec) for spec in args.encoders]
@@ -121,9 +94,6 @@ def check_args(args: Args) -> None:
     parse_schedule(args.schedule, args.encoders, find_combiner(args.combiner))
     if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")
-    at_least_one = ("num_steps", "num_minibatches", "update_epochs")
-    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), ("learning_rate", "clip_coef", "max_grad_norm"))
-    processes.check_rollouts(args)
 
 
 def open_models(args: Args, pretrained_dir: str | None = None) -> FrozenModels:
@@ -307,38 +277,6 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     agent.load_state_dict(checkpoint["agent"])
     frozen.prepare(args.precision, torch.device(device), measured=checkpoint.get("centre"))
     return Player(frozen, agent).to(device).eval()
-
-
-def compute_advantages(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    dones: torch.Tensor,
-    next_value: torch.Tensor,
-    next_done: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) over one rollout.
-
-    Args:
-        rewards, values: (num_steps, num_envs). Where a game was cut off at the frame limit, the reward already holds
-            gamma times the value of the state at which it was cut.
-        dones: (num_steps, num_envs), 1 where the step before ended a life or a game, so that this step begins something
-            new.
-        next_value, next_done: (num_envs,), the same of the state after the rollout.
-
-    Returns:
-        advantages and returns (advantages + values), each (num_steps, num_envs).
-    """
-    num_steps = len(rewards)
-    advantages = torch.zeros_like(rewards)
-    lastgaelam = torch.zeros_like(next_value)
-    for t in reversed(range(num_steps)):
-        nextnonterminal = 1.0 - (next_done if t == num_steps - 1 else dones[t + 1])
-        nextvalues = next_value if t == num_steps - 1 else values[t + 1]
-        delta = rewards[t] + gamma * nextvalues * nextnonterminal - values[t]
-        advantages[t] = lastgaelam = delta + gamma * gae_lambda * nextnonterminal * lastgaelam
-    return advantages, advantages + values
 
 
 def ppo_loss(

@@ -21,10 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
-
-matplotlib.use("Agg")  # pictures go to TensorBoard; no screen is needed
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn as nn
@@ -33,6 +29,7 @@ from tqdm import tqdm
 
 from encoders import ENCODERS, PRETRAINED, PRETRAININGS, load_encoder, save_encoder
 from encoders.frames import FrameData, collect_frames
+from encoders.pictures import draw_picture
 from environments.atari import game_name
 from housekeeping import device as devices
 from housekeeping import files, precision, processes
@@ -135,30 +132,6 @@ def validate(
             sums[name] = sums.get(name, 0.0) + value.item() * size
     pretraining.train()
     return {name: total / num_samples for name, total in sums.items()}
-
-
-@torch.no_grad()
-def draw_picture(pretraining: nn.Module, data: FrameData, seed: int, device: torch.device) -> plt.Figure:
-    """What the models see in three held-out samples; the keypoints, where there are some, as numbered dots."""
-    pretraining.eval()
-    obs, later_obs = data.sample("validation", 3, pretraining.offsets, np.random.default_rng([seed, 3]))
-    images = pretraining.picture(obs.to(device), later_obs.to(device))
-    points = images.pop("keypoints", None)
-    pretraining.train()
-    figure, axes = plt.subplots(3, len(images), figsize=(2.4 * len(images), 7.2), squeeze=False, layout="constrained")
-    for row in range(3):
-        for axis, (title, image) in zip(axes[row], images.items(), strict=True):
-            axis.imshow(image[row, 0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(title, fontsize=9)
-            if points is not None and title != "source":
-                for k, (x, y) in enumerate(((points[row].cpu() + 1) / 2 * 83).tolist()):
-                    axis.plot(x, y, "o", markersize=5, markerfacecolor="none", color=f"C{k}")
-                    axis.annotate(
-                        str(k + 1), (x, y), xytext=(3, 3), textcoords="offset points", color=f"C{k}", fontsize=7
-                    )
-    return figure
 
 
 def train(

@@ -33,16 +33,13 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from tqdm import tqdm
 
 from encoders import ENCODERS, PRETRAINED, load_encoder
-from environments.atari import game_name, make_env
-from environments.ram import VARIABLES
+from environments.atari import game_name
+from environments.ram import VARIABLES, collect
 from housekeeping import device as devices
 from housekeeping import files
 from housekeeping.flags import InputError, check_ranges, parse, start
-from housekeeping.run import BAR
-from housekeeping.seeds import env_seeds
 
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
 COMPONENTS = 512  # longer features are projected on so many principal components
@@ -72,33 +69,6 @@ class Args:
     """run on a GPU: auto (if there is one), True or False"""
     torch_threads: int = 0
     """CPU threads (0: PyTorch's choice)"""
-
-
-def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number
-    of the game (n,).
-
-    The vector environment has no RAM; a single one has, and shows the same pixels.
-    """
-    env = make_env(env_id)
-    rng = np.random.default_rng(seed)
-    observations, rams, games = [], [], []
-    step, game, done = 0, -1, True
-    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
-        while len(observations) < num_samples:
-            if done:
-                game += 1
-                obs, _ = env.reset(seed=env_seeds(1, seed, 5, game)[0])
-            obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
-            done = terminated or truncated
-            step += 1
-            if step % every == 0 and not done:
-                observations.append(np.asarray(obs))
-                rams.append(env.unwrapped.ale.getRAM().copy())
-                games.append(game)
-                progress.update(1)
-    env.close()
-    return np.stack(observations), np.stack(rams), np.array(games)
 
 
 @torch.no_grad()

@@ -1,5 +1,12 @@
 """Where things are in the console's memory: bytes of its RAM (Anand et al. 2019, arXiv 1906.08226, appendix)."""
 
+import numpy as np
+from tqdm import tqdm
+
+from environments.atari import make_env
+from housekeeping.run import BAR
+from housekeeping.seeds import env_seeds
+
 # By kind of thing
 VARIABLES: dict[str, dict[str, dict[str, int]]] = {
     "Pong": {
@@ -32,3 +39,30 @@ VARIABLES: dict[str, dict[str, dict[str, int]]] = {
 
 # Where the player is; the room first, if there are several
 POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
+
+
+def collect(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random play, as the training environment shows it: observations uint8 (n, 4, 84, 84), RAM uint8 (n, 128), number
+    of the game (n,).
+
+    The vector environment has no RAM; a single one has, and shows the same pixels.
+    """
+    env = make_env(env_id)
+    rng = np.random.default_rng(seed)
+    observations, rams, games = [], [], []
+    step, game, done = 0, -1, True
+    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
+        while len(observations) < num_samples:
+            if done:
+                game += 1
+                obs, _ = env.reset(seed=env_seeds(1, seed, 5, game)[0])
+            obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
+            done = terminated or truncated
+            step += 1
+            if step % every == 0 and not done:
+                observations.append(np.asarray(obs))
+                rams.append(env.unwrapped.ale.getRAM().copy())
+                games.append(game)
+                progress.update(1)
+    env.close()
+    return np.stack(observations), np.stack(rams), np.array(games)

@@ -9,7 +9,7 @@ import torch
 import probe_encoders
 from encoders import PRETRAININGS, save_encoder
 from housekeeping.flags import InputError
-from probe_encoders import COMPONENTS, Args, collect, embed, entropy, main, prepare, probe
+from probe_encoders import COMPONENTS, Args, embed, entropy, main, prepare, probe
 
 
 def test_a_probe_reads_what_is_there_and_not_what_is_not():
