@@ -8,6 +8,7 @@ import torch
 
 import probe_encoders
 from encoders import PRETRAININGS, save_encoder
+from environments.ram import collect
 from housekeeping.flags import InputError
 from probe_encoders import COMPONENTS, Args, embed, entropy, main, prepare, probe
 
