@@ -89,8 +89,10 @@ def check_args(args: Args) -> None:
     names = [short_name(spec) for spec in args.encoders]
     if not names or len(set(names)) < len(names):
         raise InputError(f"--encoders {' '.join(args.encoders)}: name at least one model, and none twice.")
-    if args.weights_ent_coef and args.combiner not in ("wsa", "dot_product"):
-        raise InputError(f"--weights-ent-coef is an option of wsa and dot_product, not of {args.combiner}.")
+    if args.weights_ent_coef and not getattr(find_combiner(args.combiner), "learns_weights", False):
+        raise InputError(
+            f"--weights-ent-coef is for modes that learn weights (wsa, dot_product), not for {args.combiner}."
+        )
     parse_schedule(args.schedule, args.encoders, find_combiner(args.combiner))
     if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")

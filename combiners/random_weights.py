@@ -10,6 +10,8 @@ class RandomWeights(WeightSharingAttention):
     """Weight Sharing Attention whose Shared Weight Network stays as it was initialised, one linear layer; adapters are
     trained."""
 
+    learns_weights = False
+
     def __init__(
         self, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...], features_dim: int = 256
     ):

@@ -8,7 +8,7 @@ from combiners.weighted_sum import WeightedSum
 class Uniform(WeightedSum):
     """`WeightedSum` whose scores are all equal; it does not look at the context."""
 
-    uses_context = False
+    uses_context = learns_weights = False
 
     def scores(self, e: torch.Tensor, c: None) -> torch.Tensor:
         """e (B, N, d) -> zeros (B, N)."""

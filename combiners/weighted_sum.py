@@ -24,6 +24,7 @@ class WeightedSum(nn.Module):
     """
 
     uses_context = True
+    learns_weights = True  # so that --weights-ent-coef has something to reward
 
     def __init__(
         self,

@@ -1,21 +1,27 @@
-"""Files: atomic under SIGKILL, refused in one sentence when they are not what they should be."""
+"""What programs share: files that survive SIGKILL, flags, a run's folder, and refusals in one sentence."""
 
+import importlib.util
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dqn_bt_atari
+import ppo_e2e_atari
 import pretrain_encoders
 import pretrain_policy_atari
-from housekeeping import checkpoints, files
+from housekeeping import checkpoints, files, flags
 from housekeeping.flags import InputError
 
 
@@ -155,3 +161,121 @@ def test_scripts_of_one_process_refuse_torchrun(script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=f"{script.__name__}.py trains in one process"):
         script.check_args(script.Args())
+
+
+# ---------------------------------------------------------------- flags and runs
+
+
+@dataclass
+class Parent:
+    """Parent's things.
+
+    More of it.
+    """
+
+    depth: int = 2
+    """how deep,
+    in metres"""
+    kind: Literal["a", "b"] | None = None
+    """which one"""
+
+
+@dataclass
+class Child(Parent):
+    """Child's things"""
+
+    sizes: tuple[int, ...] = (1, 2)
+    """how large"""
+    fast: bool = False
+    """whether it hurries"""
+
+
+def test_flags_of_a_family_of_classes(capsys):
+    """Flat in the result, a group for each class in --help, the child's own first, with the texts below the fields."""
+    found = flags.parse(Child, "what it does", argv=["--depth", "3", "--sizes", "4", "5", "6", "--fast"])
+    assert found == Child(depth=3, kind=None, sizes=(4, 5, 6), fast=True)
+    resumed = flags.parse(Child, None, default=Child(depth=9, kind="b", fast=True), argv=["--no-fast", "--kind", "a"])
+    assert resumed == Child(depth=9, kind="a", sizes=(1, 2), fast=False)
+    with pytest.raises(SystemExit) as ended:
+        flags.parse(Child, "what it does", argv=["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    places = [
+        shown.index(text) for text in ("what it does", "Child's things", "how large", "Parent's things", "which one")
+    ]
+    assert ended.value.code == 0 and places == sorted(places) and "More of it" not in shown
+    assert "how deep, in metres (default: 2)" in shown
+    with pytest.raises(SystemExit) as ended:
+        flags.parse(Child, None, argv=["--depth", "deep"])
+    assert ended.value.code == 2
+
+
+def small_run(**changes) -> ppo_e2e_atari.Args:
+    settings = {"num_envs": 2, "num_steps": 16, "total_timesteps": 64, "cuda": False, "precision": "float32"}
+    return ppo_e2e_atari.Args(**{**settings, **changes})
+
+
+def test_a_run_in_a_folder_of_ones_own(tmp_path, capsys):
+    """--run-dir begins a run, goes on with it as --resume does, and ends at once where there is nothing left to do."""
+    folder, constant = tmp_path / "mine", {"anneal_lr": False, "anneal_clip": False}
+    assert ppo_e2e_atari.main(small_run(run_dir=str(folder), **constant)) == folder
+    assert {"checkpoint.pt", "best.pt"} <= {path.name for path in folder.iterdir()}
+    assert ppo_e2e_atari.main(small_run(run_dir=str(folder), total_timesteps=128, **constant)) == folder
+    run = ppo_e2e_atari.main(small_run(runs_dir=str(tmp_path / "runs"), **constant))
+    resumed = small_run(
+        resume=str(run / "checkpoint.pt"), runs_dir=str(tmp_path / "runs"), total_timesteps=128, **constant
+    )
+    ppo_e2e_atari.main(resumed)
+    mine, other = (files.load(path / "checkpoint.pt", "checkpoint") for path in (folder, run))
+    assert mine["global_step"] == other["global_step"] == 128
+    assert all(torch.equal(mine["agent"][key], other["agent"][key]) for key in mine["agent"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        ppo_e2e_atari.main(small_run(run_dir=str(folder), total_timesteps=128, **constant))
+    assert ended.value.code == 0 and "this run has done its 128 steps" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--gamma was 0.99, now 0.5"):
+        ppo_e2e_atari.main(small_run(run_dir=str(folder), total_timesteps=256, gamma=0.5, **constant))
+    with pytest.raises(InputError, match="--run-dir and --resume: give one of them"):
+        ppo_e2e_atari.main(small_run(run_dir=str(folder), resume=str(run / "checkpoint.pt")))
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("charts/SPS")] == [32, 64, 96, 128]  # each once
+
+
+def test_what_a_killed_attempt_logged_is_not_counted_twice(tmp_path, monkeypatch):
+    """Killed before its first checkpoint, a run begins anew in its folder; what it had logged there is dropped."""
+    folder = tmp_path / "mine"
+    saved = files.save
+
+    def killed(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo_e2e_atari.main(small_run(run_dir=str(folder)))
+    assert not (folder / "checkpoint.pt").exists()
+    monkeypatch.setattr(files, "save", saved)
+    ppo_e2e_atari.main(small_run(run_dir=str(folder)))
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("charts/SPS")] == [32, 64]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path):
+    """One holds the folder of --run-dir; the other says so, and begins when the first has ended."""
+    held = files.lock(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r}); "
+        f"from housekeeping import files; files.lock({str(tmp_path)!r}); print('mine', flush=True)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert "waiting for another process" in other.stdout.readline()
+    held.close()
+    assert other.stdout.readline().strip() == "mine"
+    assert other.wait(timeout=60) == 0
+
+
+def test_tracking_needs_its_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match="--track needs the package wandb, which is not installed here: pip install wandb"
+    ):
+        ppo_e2e_atari.main(small_run(track=True, runs_dir=str(tmp_path / "runs")))
+    assert list(tmp_path.iterdir()) == []
