@@ -203,10 +203,14 @@ class Run:
         return f"{self.name}__{self.args.exp_name or self.script}__{self.args.seed}"
 
     def _track(self) -> None:
-        """Weights & Biases copies what the SummaryWriter writes from now on. A resumed run goes on under its name."""
+        """Weights & Biases copies what the SummaryWriter writes from now on; a resumed run goes on under its name.
+
+        Its own files go to ./wandb (its WANDB_DIR and WANDB_MODE change that): in the run's folder it would
+        copy itself.
+        """
         import wandb
 
-        about = {"name": self.dir.name, "id": self.dir.name, "resume": "allow", "dir": str(self.dir)}
+        about = {"name": self.dir.name, "id": self.dir.name, "resume": "allow"}
         wandb.init(project="weight-sharing-attention", config=asdict(self.args), sync_tensorboard=True, **about)
 
     def _listen(self) -> None:
