@@ -50,10 +50,11 @@ from housekeeping.seeds import env_seeds
 from ppo_e2e_atari import layer_init, nature_cnn, pixels
 
 SCRIPT = "dqn_bt_atari"  # what a checkpoint of this script calls itself
+# whose agents can be the pre-trained policy: they share a network
 POLICY_SCRIPTS = (
     "pretrain_policy_atari",
     "ppo_e2e_atari",
-)  # whose agents can be the pre-trained policy: they share a network
+)
 
 
 @dataclass
@@ -346,13 +347,11 @@ def main(args: Args) -> Path | None:
         for name, rng in streams.items():
             rng.bit_generator.state = checkpoint["streams"][name]
         global_step = checkpoint["global_step"]
-        if (
-            run.folder / "buffer.pt"
-        ).is_file():  # perhaps older or newer than the checkpoint: off-policy learning may use it
+        # perhaps older or newer than the checkpoint: off-policy learning may use it
+        if (run.folder / "buffer.pt").is_file():
             buffer.restore(run.folder / "buffer.pt", args.env_id)
-    learning_from = max(
-        args.learning_starts, global_step + args.learning_starts - len(buffer)
-    )  # then comes the first update
+    # then comes the first update
+    learning_from = max(args.learning_starts, global_step + args.learning_starts - len(buffer))
     run.set_random_state()
     transfer = [name.replace("_", "-") for name in ("flights", "extra_action", "fine_tune") if getattr(args, name)]
     of_buffer = f"room for {room:,} transitions ({room * 84 * 84 / 1e9:.1f} GB)"

@@ -1,7 +1,7 @@
 """Look at a trained agent: its score over whole games, on changed games, and what its weights say.
 
-    python evaluate.py --checkpoint runs/<run_name>/best.pt            # 100 games; several checkpoints stand side by
-    side python evaluate.py --list-variations --env-id ALE/Breakout-v5      # what can be changed in a game
+    python evaluate.py --checkpoint runs/<run_name>/best.pt            # 100 games; several stand side by side
+    python evaluate.py --list-variations --env-id ALE/Breakout-v5      # what can be changed in a game
     python evaluate.py --checkpoint ... --variation gravity mode:4 color_all_blocks_red+gravity
     python evaluate.py --checkpoint ... --suite                        # all of a game's variations
     python evaluate.py --checkpoint ... --attention                    # one game: weights as plot, film, CSV, summary

@@ -11,7 +11,7 @@ Learning" (arXiv 2507.07197). PPO: Schulman et al. 2017 (arXiv 1707.06347), as i
 
 From observation to action, and where each step stands:
 
-    obs (B, 4, 84, 84)  ->  frozen models, each an embedding                         encoders/frozen.py
+    obs (B, 4, 84, 84)  ->  frozen models, an embedding each: what is "seen"         encoders/frozen.py
                         ->  adapters: embeddings e (B, N, d), context c (B, d)       combiners/weighted_sum.py
                         ->  scores s_i = f([c ; e_i]), weights w = softmax(s)        combiners/wsa.py
                         ->  state h = sum_i w_i e_i (B, d)  ->  policy and value     class Agent, below
@@ -110,8 +110,8 @@ def open_models(args: Args, pretrained_dir: str | None = None) -> FrozenModels:
 class Agent(nn.Module):
     """All that is trained: the combiner (adapters and shared weight network), a policy head and a value head.
 
-    It decides by what the frozen models say: `seen`, {name: embedding (B, *shape)}. The reservoir, which has nothing to
-    train and a memory, belongs to seeing: with it `seen` is {"reservoir": (B, units)}.
+    It decides by what the frozen models say: `seen`, {name: embedding (B, *shape)}. The reservoir, which has a memory
+    and nothing to train, belongs to seeing: with it `seen` is {"reservoir": (B, units)}.
 
     Args:
         shapes: {name: shape of its embedding without the batch}.
@@ -215,8 +215,7 @@ class Player(nn.Module):
 
     With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first
     observation starts its row anew: its three older frames are empty, and they are not the newest three of the call
-        before
-    (in a game that goes dark they are).
+    before (in a game that goes dark they are).
     """
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
@@ -242,7 +241,7 @@ class Player(nn.Module):
     @torch.no_grad()
     def act_and_weights(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of modes that weigh."""
-        x = torch.as_tensor(obs, device=self.agent.actor[0].weight.device)
+        x = torch.as_tensor(obs, device=next(self.agent.parameters()).device)
         if self.was_empty is None or len(self.was_empty) != len(x):
             self.memory = self.agent.first_memory(len(x))
             self.was_empty = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -359,9 +358,8 @@ def main(args: Args) -> Path | None:
     frozen.prepare(args.precision, device, args.centre_embeddings, measured, args.compile)
     agent = Agent(frozen.shapes, frozen.context_name, num_actions, args).to(device)
     trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(
-        trained, lr=args.learning_rate, eps=1e-5, fused=True
-    )  # fast: one kernel for all weights
+    # fast: one kernel for all weights
+    optimizer = torch.optim.Adam(trained, lr=args.learning_rate, eps=1e-5, fused=True)
     if run.checkpoint:
         changes_done = run.checkpoint["changes_done"]
         for change in schedule[:changes_done]:
@@ -415,10 +413,11 @@ def main(args: Args) -> Path | None:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             b_seen = None  # the old models' memory is free before the new ones take theirs
             b_seen = make_storage()
-            next_seen, _ = agent.see(frozen, next_obs, None, next_done)  # the modes that allow changes have no memory
+            # The modes that allow changes have no memory
+            next_seen, _ = agent.see(frozen, next_obs, None, next_done.bool())
             run.say(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
 
-        # Schedules
+        # Annealing
         remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end
         learning_rate = args.learning_rate * (remaining if args.anneal_lr else 1.0)
         clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1.0)
@@ -484,13 +483,13 @@ def main(args: Args) -> Path | None:
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"].clone())
 
-        # Log: the last minibatch's losses and weights (a random quarter of the rollout) of the first process
+        # Log: the last minibatch's losses and weights (a random part of the rollout) of the first process
         run.log_games(finished)
         if weights is not None:  # (minibatch, N)
             of_each = zip(agent.names, weights.mean(dim=0), strict=True)
             run.log(global_step, {f"weights/{name}": weight for name, weight in of_each})
             run.log(global_step, {"weights/entropy": Categorical(probs=weights).entropy().mean()})  # at most ln N
-        if args.combiner == "wsa":
+        if hasattr(agent.combiner, "diagnose"):
             with agent.autocast(mb_seen):
                 found = agent.combiner.diagnose(*agent.inputs(mb_seen))
             run.log(global_step, {f"weights/{name}": value for name, value in found.items()})

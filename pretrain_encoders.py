@@ -146,18 +146,16 @@ def train(
     """Train the pre-training that makes the model `name` and store all models it makes in `folder`; False if it was
     interrupted."""
     torch.manual_seed(args.seed)
-    pretraining = PRETRAININGS[name]().to(
-        device, memory_format=torch.channels_last
-    )  # fast: the layout that convolutions prefer
+    # fast: the layout that convolutions prefer
+    pretraining = PRETRAININGS[name]().to(device, memory_format=torch.channels_last)
     if args.budget == "cpu" and hasattr(pretraining, "for_cpu"):
         obs, _ = data.sample("training", 256, (0, 0), np.random.default_rng([args.seed, 5]))
         pretraining.for_cpu(obs.to(device))
     names = list(pretraining.stored_models())
     steps = args.steps or pretraining.steps[args.budget]
     batch_size = args.batch_size or pretraining.batch_size[args.budget]
-    optimizer = torch.optim.Adam(
-        pretraining.parameters(), **pretraining.adam, fused=True
-    )  # fast: one kernel for all weights
+    # fast: one kernel for all weights
+    optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam, fused=True)
     settings = {"steps": steps, "batch_size": batch_size, "seed": args.seed, "frames": data.num_frames}
     settings |= {
         "budget": args.budget,
@@ -258,9 +256,8 @@ def train(
             "frames": data.num_frames,
             "games": len(data.lengths),
             "expert_fraction": data.index["expert_fraction"],  # of the games that were begun, as asked for
-            "expert_frames": sum(
-                game["length"] for game in data.index["games"] if game["expert"]
-            ),  # those that were kept
+            # those that were kept
+            "expert_frames": sum(game["length"] for game in data.index["games"] if game["expert"]),
             "repeat_action_probability": data.index["repeat_action_probability"],
         },
         "training": {

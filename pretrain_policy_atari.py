@@ -133,9 +133,8 @@ class RunningMoments(nn.Module):
         super().__init__()
         self.horizon = horizon
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer(
-            "var", torch.ones(shape, dtype=torch.float64)
-        )  # of the population; 1 as long as nothing was seen
+        # of the population; 1 as long as nothing was seen
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
@@ -221,9 +220,8 @@ class IntrinsicReward(nn.Module):
         self.predictor = nature_cnn(1, 128)[:-1]
         self.pixels = RunningMoments((84, 84))
         self.errors, self.distances, self.returns = (RunningMoments(horizon=HORIZON) for _ in range(3))
-        self.register_buffer(
-            "discounted", torch.zeros(args.num_envs)
-        )  # sum of past intrinsic rewards of each environment, discounted
+        # sum of past intrinsic rewards of each environment, discounted
+        self.register_buffer("discounted", torch.zeros(args.num_envs))
         self.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
 
     def whiten(self, frames: torch.Tensor) -> torch.Tensor:
@@ -343,9 +341,8 @@ def main(args: Args) -> Path | None:
     memory = EpisodicMemory(
         args.num_envs, args.memory_size if args.intrinsic == "ngu" else 1, 32, args.num_neighbours, device
     )
-    optimizer = torch.optim.Adam(
-        agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True
-    )  # fast: one kernel for all weights
+    # fast: one kernel for all weights
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     learning = [parameter for parameter in intrinsic.parameters() if parameter.requires_grad]
     intrinsic_optimizer = torch.optim.Adam(learning, lr=args.intrinsic_learning_rate, fused=True)  # fast: the same
     if run.checkpoint:
@@ -374,12 +371,10 @@ def main(args: Args) -> Path | None:
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
     game_over = torch.zeros((args.num_steps, args.num_envs), dtype=torch.bool, device=device)
-    ends = torch.zeros(
-        (args.num_steps + 1, args.num_envs), device=device
-    )  # 1 where a return must not go on from the step before
-    cut_values = torch.zeros(
-        (args.num_steps, args.num_envs), device=device
-    )  # value of the last state of a game that was cut off there
+    # 1 where a return must not go on from the step before
+    ends = torch.zeros((args.num_steps + 1, args.num_envs), device=device)
+    # value of the last state of a game that was cut off there
+    cut_values = torch.zeros((args.num_steps, args.num_envs), device=device)
 
     if not run.checkpoint:  # RND, section 2.4: pixels' statistics from random play, before the first reward
         warm_up = make_envs(args.env_id, args.num_envs, args.repeat_action_probability, False, args.max_frames_per_game)

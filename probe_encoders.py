@@ -36,7 +36,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from encoders import ENCODERS, PRETRAINED, load_encoder
 from environments.atari import game_name
-from environments.ram import VARIABLES, collect
+from environments.ram import VARIABLES, collect_with_ram
 from housekeeping import device as devices
 from housekeeping import files
 from housekeeping.flags import InputError, check_ranges, parse, start
@@ -96,9 +96,8 @@ def prepare(features: torch.Tensor, train: np.ndarray, seed: int) -> np.ndarray:
     if x.shape[1] > COMPONENTS:
         components = min(COMPONENTS, int(train.sum()))
         x = PCA(components, svd_solver="randomized", random_state=seed).fit(x[train]).transform(x)
-        x = x / np.sqrt(
-            np.square(x[train]).sum(axis=1).mean() / components
-        )  # one scale for all: the first components stay the larger ones
+        # one scale for all: the first components stay the larger ones
+        x = x / np.sqrt(np.square(x[train]).sum(axis=1).mean() / components)
     return x
 
 
@@ -120,9 +119,8 @@ def probe(
     def fitted(
         values: np.ndarray, strength: float, fit: np.ndarray, before: LogisticRegression | None = None
     ) -> LogisticRegression:
-        model = before or LogisticRegression(
-            max_iter=1000, tol=1e-3, warm_start=True
-        )  # fast: from the last strength's weights on
+        # fast: from the last strength's weights on
+        model = before or LogisticRegression(max_iter=1000, tol=1e-3, warm_start=True)
         return model.set_params(C=strength).fit(x[fit], values[fit])
 
     def scores(model: LogisticRegression, values: np.ndarray, judge: np.ndarray) -> tuple[float, float]:
@@ -172,7 +170,7 @@ def main(args: Args) -> None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
 
-    observations, rams, games = collect(args.env_id, args.num_samples, args.every, args.seed)
+    observations, rams, games = collect_with_ram(args.env_id, args.num_samples, args.every, args.seed)
     num_games = int(games[-1]) + 1
     if num_games < 3:
         raise InputError(

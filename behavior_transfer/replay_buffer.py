@@ -120,9 +120,8 @@ class ReplayBuffer:
         ahead = slots.copy()
         for _ in range(self.n_step):
             index = ahead % self.per_env
-            goes_on = (discounts > 0) & self.acted[
-                envs, index
-            ]  # a cut-off game's last state stands for the rest by its value
+            # a cut-off game's last state stands for the rest by its value
+            goes_on = (discounts > 0) & self.acted[envs, index]
             returns += np.where(goes_on, discounts * self.rewards[envs, index], 0)
             discounts = np.where(goes_on, discounts * self.gamma * ~self.terminals[envs, index], discounts).astype(
                 np.float32

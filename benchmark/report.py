@@ -200,9 +200,8 @@ def suite_table(found: pd.DataFrame) -> pd.DataFrame:
     """A row per game, seed and variation, with all agents beside each other."""
     keys = ["game", "seed", "variation"]
     order = pd.MultiIndex.from_frame(found[keys].drop_duplicates())
-    found = found.drop_duplicates([*keys, "agent"], keep="last").set_index(
-        keys
-    )  # two chains may have played the same random games
+    # two chains may have played the same random games
+    found = found.drop_duplicates([*keys, "agent"], keep="last").set_index(keys)
     cells = pd.DataFrame({"": text(found["mean"], ".1f")})
     cells[": 95%"] = (text(found.ci_low, ".1f") + " to " + text(found.ci_high, ".1f")).where(found.ci_low.notna(), "")
     cells[": relative"] = text(found.relative, "z.2f")

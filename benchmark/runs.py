@@ -249,9 +249,8 @@ def games_of(run_dir: Path) -> list[tuple[int, float, float]]:
     if "charts/episodic_return" not in events.Tags()["scalars"]:
         return []
     games = []
-    for event in sorted(
-        events.Scalars("charts/episodic_return"), key=lambda event: event.step
-    ):  # those of several processes are not
+    # those of several processes are not
+    for event in sorted(events.Scalars("charts/episodic_return"), key=lambda event: event.step):
         games.append(
             (event.step, sum(max(0.0, min(end, event.wall_time) - begin) for begin, end in spans), event.value)
         )

@@ -433,9 +433,8 @@ def main(args: Args) -> None:
     game_name(args.env_id)
     check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
     devices.require_cuda(args)
-    ppo_wsa_atari.FrozenModels(
-        ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir)
-    )  # says which models are missing
+    # says which models are missing
+    ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
     for script, seconds in started.items():
         print(

@@ -1,11 +1,12 @@
 """Ways to combine several models' embeddings into the one state that the policy sees; one file each.
 
-combine = COMBINERS["wsa"](embedding_shapes={"state_representation": (512,), ...}, context_shape=(64, 16, 16),
-features_dim=256) state = combine(embeddings, context)                # {name: (B, *shape)}, (B, *context_shape) -> (B,
-combine.out_dim) weights = combine.attention(embeddings, context)    # modes that weigh: (B, N), in the order of
-embedding_shapes combine.add_model(name, shape)                      # modes that weigh; others are built for one set of
-models and raise ValueError combine.remove_model(name)
-state = combine.initial_state(num_envs)             # reservoir only, with
+shapes = {"state_representation": (512,), "object_masks": (20, 84, 84)}
+combine = COMBINERS["wsa"](shapes, context_shape=(64, 16, 16), features_dim=256)
+h = combine(embeddings, context)                  # {name: (B, *shape)}, (B, *context_shape) -> (B, combine.out_dim)
+h, w = combine.state_and_weights(embeddings, context)    # modes that weigh: w (B, N), in the order of combine.names
+combine.add_model(name, shape)                    # modes that weigh; others are built for one set of models
+combine.remove_model(name)
+state = combine.initial_state(num_envs)           # the reservoir only, with
 h, state = combine.step(embeddings, state, new_game)
 """
 

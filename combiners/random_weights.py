@@ -21,6 +21,5 @@ class RandomWeights(WeightSharingAttention):
 
     def scores(self, e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """As WSA's, without gradients: e (B, N, d), c (B, d) -> (B, N)."""
-        return super().scores(
-            e.detach(), c.detach()
-        )  # nor do the adapters learn to be weighed; they learn through the weighted sum
+        # nor do the adapters learn to be weighed; they learn through the weighted sum
+        return super().scores(e.detach(), c.detach())

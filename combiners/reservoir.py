@@ -72,9 +72,8 @@ class Reservoir(Concatenation):
         Returns:
             h and the state to give next time, both (num_envs, units), here the same.
         """
-        with torch.autocast(
-            state.device.type, enabled=False
-        ):  # float32: what is rounded here comes back with each step
+        # float32: what is rounded here comes back with each step
+        with torch.autocast(state.device.type, enabled=False):
             adapted = self.adapt({name: z.float() for name, z in embeddings.items()})
             x = torch.cat([z.flatten(1) for z in adapted.values()], dim=1)
             state = state * ~new_game[:, None]

@@ -32,8 +32,7 @@ def parse_schedule(schedule: tuple[str, ...], encoders: tuple[str, ...], combine
 
     Raises:
         InputError: not of that form; the mode cannot change its set; a model is added twice, removed where it is not,
-        or
-            is the last one.
+            or is the last one.
     """
     changes = []
     for entry in schedule:

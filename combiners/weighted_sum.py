@@ -63,9 +63,8 @@ class WeightedSum(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """State h (B, d) and the weights that made it (B, N)."""
         e, c = self.adapt(embeddings, context)
-        with torch.autocast(
-            e.device.type, enabled=False
-        ):  # scores and weights are float32, also where the adapters are not
+        # scores and weights are float32, also where the adapters are not
+        with torch.autocast(e.device.type, enabled=False):
             w = self.scores(e, c).softmax(dim=1)
             return (w[:, :, None] * e).sum(dim=1), w
 

@@ -82,9 +82,8 @@ def collect_frames(
         return int(begun * index["expert_fraction"]) > int((begun - 1) * index["expert_fraction"])
 
     by_expert = np.array([next_is_expert() for _ in range(args.num_envs)])
-    frames: list[list[np.ndarray]] = [
-        [obs[i, -1].copy()] for i in range(args.num_envs)
-    ]  # of each environment's game in play
+    # of each environment's game in play
+    frames: list[list[np.ndarray]] = [[obs[i, -1].copy()] for i in range(args.num_envs)]
     with (
         open(frames_path, "r+b" if frames_path.exists() else "w+b") as file,
         tqdm(
@@ -128,9 +127,8 @@ class FrameData:
     def __init__(self, folder: Path, validation_fraction: float, seed: int):
         self.index = json.loads((folder / "index.json").read_text())
         games = self.index["games"]
-        long_enough = np.array(
-            [i for i, game in enumerate(games) if game["length"] >= 3]
-        )  # the others are not drawn from
+        # the others are not drawn from
+        long_enough = np.array([i for i, game in enumerate(games) if game["length"] >= 3])
         if len(long_enough) < 2:
             raise InputError(
                 f"{folder}: holds {len(long_enough)} game; at least 2 are needed to hold one out, so raise "

@@ -77,9 +77,8 @@ class FrozenModels(nn.Module):
         self.context_name = None
         if context:
             self.context_name = short_name(context)
-            if (
-                self.context_name in untrained_names
-            ):  # the context stays what it is: not the untrained model of that name
+            # the context stays what it is: not the untrained model of that name
+            if self.context_name in untrained_names:
                 self.context_name = f"context_{self.context_name}"
             need(self.context_name, context)
         stored = {name: spec for name, spec in by_name.items() if spec in ENCODERS and name not in untrained_names}
@@ -107,9 +106,8 @@ class FrozenModels(nn.Module):
         for model in self.models.values():
             if all(parameter.dim() <= 4 for parameter in model.parameters()):
                 model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
-        self.fast: dict[
-            str, nn.Module
-        ] = {}  # copies made by `prepare`; not in the state dict, which has each model once
+        # copies made by `prepare`; not in the state dict, which has each model once
+        self.fast: dict[str, nn.Module] = {}
         self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding
         self.precision = "float32"
 

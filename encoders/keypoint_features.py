@@ -10,9 +10,8 @@ import torch.nn as nn
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     """Convolution with its input's size over `stride`, batch normalisation, ReLU: the block all of the Transporter is
     made of."""
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False
-    )  # the norm has the bias
+    # the norm has the bias
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 

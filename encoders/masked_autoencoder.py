@@ -76,9 +76,8 @@ class MaskedAutoencoderPretraining(nn.Module):
         return {"masked_autoencoder": self.encoder}
 
     def learning_rate_factor(self, progress: float) -> float:
-        return (
-            min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3
-        )  # ours: a short warm-up, then linearly down to a thousandth
+        # ours: a short warm-up, then linearly down to a thousandth
+        return min(1.0, progress / 0.05) * (1.0 - progress) + 1e-3
 
     def rebuild(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> all patches drawn (B, 49, 576), and which were masked, bool (B, 49)."""

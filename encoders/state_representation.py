@@ -29,9 +29,8 @@ class StateRepresentation(nn.Module):
         )
         self.head = nn.Linear(32 * 7 * 7, 512)
         for layer in (self.local[0], self.local[2], self.local[4], self.head):
-            nn.init.orthogonal_(
-                layer.weight, np.sqrt(2)
-            )  # under PyTorch's smaller default all scores are equal and learning stalls
+            # under PyTorch's smaller default all scores are equal and learning stalls
+            nn.init.orthogonal_(layer.weight, np.sqrt(2))
             nn.init.zeros_(layer.bias)
 
     def local_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,12 +65,10 @@ class StateRepresentationPretraining(nn.Module):
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         patches = self.encoder.local_map(obs)  # (B, 32, 7, 7)
-        later_patches = (
-            self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)
-        )  # (49, B, 32): place, sample, channel
-        with torch.autocast(
-            obs.device.type, enabled=False
-        ):  # at the start all scores are nearly equal: in bfloat16 they would be noise
+        # (49, B, 32): place, sample, channel
+        later_patches = self.encoder.local_map(later_obs).flatten(2).permute(2, 0, 1)
+        # at the start all scores are nearly equal: in bfloat16 they would be noise
+        with torch.autocast(obs.device.type, enabled=False):
             patches, later_patches = patches.float(), later_patches.float()
             global_query = self.global_local(self.encoder.head(patches.flatten(1)))  # (B, 32)
             local_query = self.local_local(patches.flatten(2).permute(2, 0, 1))  # (49, B, 32)

@@ -1,1 +1,2 @@
-"""What an agent plays, one kind of environment a file: Atari games (atari.py), and changed ones (hackatari.py)."""
+"""What an agent plays: Atari games (atari.py), changed ones (hackatari.py), where things are in their memory (ram.py),
+and plots and films of games that were played (pictures.py)."""

@@ -51,8 +51,7 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
 
     Raises:
         InputError: it is of another script, of other flags than those in `may_differ`, without an optimiser, has done
-        all its steps, or
-            is older than the checkpoint.pt beside it, which would be written over.
+            all its steps, or is older than the checkpoint.pt beside it, which would be written over.
     """
     checkpoint = load_checkpoint(path, script)
     require_same_settings(path, checkpoint["args"], args, may_differ)

@@ -37,9 +37,8 @@ def prepare_cpu(torch_threads: int) -> None:
     """Set how the CPU computes; before any computation, as worker threads inherit it when they are started."""
     if torch_threads:
         torch.set_num_threads(torch_threads)
-    torch.set_flush_denormal(
-        True
-    )  # fast: Adam's averages fade to numbers that a CPU is slow at (with 4 models 1.3 times)
+    # fast: Adam's averages fade to numbers that a CPU is slow at (with 4 models 1.3 times)
+    torch.set_flush_denormal(True)
     keep_freed_memory()  # fast: new pages cost more than the numbers in them
 
 

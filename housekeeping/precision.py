@@ -2,8 +2,7 @@
 
 Convolutions and matrix products round their inputs to bfloat16 (8 significant bits) and add up in float32. All else
 stays float32: weights, optimiser state, the layers that give logits and values, softmaxes, log-probabilities,
-    entropies, advantages and losses. Where bfloat16 is
-off, nothing here changes a number.
+entropies, advantages and losses. Where bfloat16 is off, nothing here changes a number.
 """
 
 import os
@@ -29,9 +28,8 @@ def is_fast(device: torch.device) -> bool:
 def choose(wanted: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """What --precision means on this device: auto is the faster one. Prints a warning where bfloat16 is asked for and
     is the slower one."""
-    if (
-        wanted == "bfloat16" and not is_fast(device) and os.environ.get("RANK", "0") == "0"
-    ):  # of several processes one says it
+    # of several processes one says it
+    if wanted == "bfloat16" and not is_fast(device) and os.environ.get("RANK", "0") == "0":
         print(
             "warning: --precision bfloat16 is slower than float32 here, as this processor has neither "
             f"{' nor '.join(INSTRUCTIONS)}.",

@@ -1,7 +1,6 @@
 """A training run: its folder, its log, its checkpoints, and how it stops. The same for all four training programs.
 
-    run = Run("my_script", args, "Pong")      # reads the checkpoint of --resume, joins other processes, chooses the
-    device ...                                       # what may refuse the flags comes here
+    run = Run("my_script", args, "Pong")      # reads the checkpoint of --resume, joins other processes
     run.start(total_steps)                    # makes the folder, opens the log, listens to Ctrl-C
     for step in ...:
         run.log(step, {"losses/value_loss": loss})
@@ -185,9 +184,8 @@ class Run:
             self.lock = self.lock or files.lock(self.dir)
             if self.args.track:
                 self._track()
-            again = (
-                self.checkpoint or self.args.run_dir
-            )  # what an earlier attempt logged after its last checkpoint goes
+            # what an earlier attempt logged after its last checkpoint goes
+            again = self.checkpoint or self.args.run_dir
             self.writer = SummaryWriter(str(self.dir), purge_step=self.step + 1 if again else None)
             if not self.checkpoint:
                 rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(self.args).items())

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # several tests at a time, so that each one, and what it starts, should keep to one core
+# several tests at a time, so that each one, and what it starts, should keep to one core
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -69,9 +69,8 @@ def test_the_buffer_gives_back_explicit_stacks(size):
     buffer = ReplayBuffer(size, num_envs, n_step, gamma)
     obs, _ = envs.reset(seed=np.arange(num_envs))
     rng = np.random.default_rng(0)
-    history = [
-        [] for _ in range(num_envs)
-    ]  # per environment (observation, action, reward, terminal), or (observation, None) at a cut
+    # per environment (observation, action, reward, terminal), or (observation, None) at a cut
+    history = [[] for _ in range(num_envs)]
     for _ in range(700):
         actions, by_policy = rng.integers(envs.single_action_space.n, size=num_envs), rng.random(num_envs) < 0.3
         next_obs, reward, terminated, truncated, info = envs.step(actions)
@@ -126,10 +125,11 @@ def test_n_step_returns_by_hand():
     lost = buffer.transitions(np.zeros(4, dtype=np.int64), np.arange(4), CPU)
     assert lost.returns.tolist() == [1.5, 1.0, 0.75, 1.5]  # 1 + 1/2 | 1 | 0 + 1/2 + 1/4 | 1 + 1/2 + 0
     assert lost.discounts.tolist() == [0, 0, 0.125, 0.125]
+    # slot 5 holds frame 6: game 0 was not cut off
     assert lost.next_obs[2:, -1, 0, 0].tolist() == [
         frames[6 - 1 + 1],
         frames[7],
-    ]  # slot 5 holds frame 6: game 0 was not cut off
+    ]
     cut = buffer.transitions(np.ones(4, dtype=np.int64), np.arange(1, 5), CPU)
     assert cut.returns.tolist() == [1.25, 0.75, 1.5, 1.0]  # 1 + 0 + 1/4 | 0 + 1/2 + 1/4 | 1 + 1/2, cut | 1, cut
     assert cut.discounts.tolist() == [0.125, 0.125, 0.25, 0.5]
@@ -170,9 +170,8 @@ def test_flight_lengths_follow_the_capped_zeta_distribution():
     flights = Flights(1, 1.0, 2.0, 100, np.random.default_rng(0))
     total = sum(1 / n**2 for n in range(1, 101))
     np.testing.assert_allclose(flights.lengths, [1 / n**2 / total for n in range(1, 101)], rtol=1e-12)
-    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(
-        3.17, abs=0.005
-    )  # the cap's mean
+    # the cap's mean
+    assert sum(n * p for n, p in enumerate(flights.lengths, start=1)) == pytest.approx(3.17, abs=0.005)
     drawn = []
     for _ in range(20_000):  # with probability 1, the next flight begins as soon as one ends: read how long each was
         flights.step()
@@ -180,9 +179,8 @@ def test_flight_lengths_follow_the_capped_zeta_distribution():
         flights.left[:] = 0
     observed = np.bincount(np.minimum(drawn, 6), minlength=7)[1:]
     expected = 20_000 * np.append(flights.lengths[:5], flights.lengths[5:].sum())
-    assert (
-        (observed - expected) ** 2 / expected
-    ).sum() < 24.1  # chi-squared, 5 degrees of freedom: exceeded once in 5,000
+    # chi-squared, 5 degrees of freedom: exceeded once in 5,000
+    assert ((observed - expected) ** 2 / expected).sum() < 24.1
     assert max(drawn) <= 100
 
 
@@ -327,9 +325,8 @@ def test_the_policys_action_goes_to_the_game(tmp_path, policy, monkeypatch, how)
     assert len(sent) == 40 and len({action for row in sent for action in row}) == 4
     np.testing.assert_array_equal(sent, [stored for stored, _ in kept])
     by_policy, forced = np.array([marked for _, marked in kept]), np.array(forced)
-    assert (
-        forced.any() and (np.array(sent)[forced] == 1).all() and not by_policy[forced].any()
-    )  # FIRE after a lost life is nobody's
+    # FIRE after a lost life is nobody's
+    assert forced.any() and (np.array(sent)[forced] == 1).all() and not by_policy[forced].any()
     if how == "random":
         assert 20 <= by_policy.sum() <= 46  # of 160, a fifth; outside with one seed in 130 (binomial)
     else:
@@ -482,9 +479,8 @@ def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
                 (run / "buffer.pt").write_bytes(b"no")
             with pytest.raises(InputError, match=says):
                 main(make_args(tmp_path, **more))
-        files.save(
-            stored, run / "buffer.pt"
-        )  # without --save-buffer, the checkpoint goes on and the buffer stays as it is ...
+        # without --save-buffer, the checkpoint goes on and the buffer stays as it is ...
+        files.save(stored, run / "buffer.pt")
         main(make_args(tmp_path, **more | {"save_buffer": False}))
         before = len(updates)
         main(make_args(tmp_path, **more | {"save_buffer": False, "total_timesteps": 440}))

@@ -251,9 +251,8 @@ def test_object_masks_loss():
 def test_a_square_is_hidden():
     obs = random_obs(50).clamp(min=1)
     hidden = hide_square(obs)
-    assert (
-        not torch.equal(hidden[0] == 0, hidden[1] == 0) and obs.min() == 1
-    )  # other places; the observations stay as they are
+    # other places; the observations stay as they are
+    assert not torch.equal(hidden[0] == 0, hidden[1] == 0) and obs.min() == 1
     for sample, before in zip(hidden, obs, strict=True):
         rows, columns = (sample[0] == 0).any(dim=1).nonzero(), (sample[0] == 0).any(dim=0).nonzero()
         top, left = int(rows[0]), int(columns[0])

@@ -197,10 +197,11 @@ def test_relative_scores_by_hand(tmp_path, monkeypatch):
     agents = [evaluate.Evaluated(label, "", player, "ALE/Pong-v5", "", 0, 0.0) for label in ("good", "bad")]
     rows = evaluate.suite(agents, Args(checkpoint=("good", "bad")), tmp_path)
     assert [row.get("relative") for row in rows] == [None, 1.0, None, 0.5, None]
+    # what an agent played in; random play has none
     assert [row.get("precision") for row in rows] == [
         None,
         *["bfloat16"] * 4,
-    ]  # what an agent played in; random play has none
+    ]
 
 
 def test_attention_writes_what_the_agent_weighed(agents, tmp_path):
@@ -353,9 +354,8 @@ def test_both_requirements_files_agree():
 def test_an_exported_agent_plays_and_is_small(agents, name, tmp_path):
     path = tmp_path / "small.pt"
     export_agent.main(export_agent.Args(checkpoint=agents[name], output=str(path)))
-    assert (
-        path.stat().st_size < Path(agents[name]).stat().st_size / 5
-    )  # half precision, and neither of Adam's two moments
+    # half precision, and neither of Adam's two moments
+    assert path.stat().st_size < Path(agents[name]).stat().st_size / 5
     x = np.random.default_rng(0).integers(0, 256, (16, 4, 84, 84), dtype=np.uint8)
     whole, small = checkpoints.load_agent(Path(agents[name])), checkpoints.load_agent(path)
     for (key, weight), stored in zip(whole.state_dict().items(), small.state_dict().values(), strict=True):

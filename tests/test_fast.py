@@ -140,9 +140,8 @@ def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
         models.prepare(args.precision, torch.device("cpu"))
         found[of] = models(frames[:16], (name,))[name]
         assert found[of].dtype == getattr(torch, of)
-        assert all(
-            parameter.dtype == torch.float32 for parameter in models.parameters()
-        )  # the models themselves stay as stored
+        # the models themselves stay as stored
+        assert all(parameter.dtype == torch.float32 for parameter in models.parameters())
     error = (found["bfloat16"].double() - found["float32"]).square().mean() / found["float32"].double().square().mean()
     assert 1e-5 < error.sqrt().item() < 0.02
 
@@ -202,9 +201,8 @@ def test_the_other_scripts_in_bfloat16(script, tmp_path):
     assert any(not torch.equal(exact[name], rough[name]) for name in exact)
     for name in exact:  # a few steps of Adam at 1e-4: the same way, or hardly apart
         torch.testing.assert_close(rough[name], exact[name], rtol=0, atol=5e-3)
-    if (
-        script is pretrain_policy_atari
-    ):  # novelty is float32 in both, and the first rollout's actions are drawn from nearly equal policies
+    # novelty is float32 in both, and the first rollout's actions are drawn from nearly equal policies
+    if script is pretrain_policy_atari:
         first, second = (EventAccumulator(str(run)).Reload().Scalars("intrinsic/lifelong")[0].value for run in runs)
         assert first == pytest.approx(second, rel=0.2)
 
@@ -232,13 +230,14 @@ def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(
     script, tmp_path, pretrained_dir, processor, capsys, frames
 ):
     processor(avx512_bf16=True)
+    # precision: auto
     flags = {
         "num_envs": 2,
         "num_steps": 16,
         "total_timesteps": 32,
         "cuda": False,
         "runs_dir": str(tmp_path),
-    }  # precision: auto
+    }
     if script is ppo_wsa_atari:
         flags |= LIGHT | {"pretrained_dir": pretrained_dir}
     path = script.main(script.Args(**flags)) / "checkpoint.pt"
@@ -256,9 +255,8 @@ def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(
     assert [agent.precision for agent in agents] == ["bfloat16", "float32"]
     assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
     there.act(frames[:4].numpy(), greedy=True)
-    script.main(
-        script.Args(**flags | {"resume": str(path), "total_timesteps": 64, "precision": "float32"})
-    )  # and goes on in it
+    # and goes on in it
+    script.main(script.Args(**flags | {"resume": str(path), "total_timesteps": 64, "precision": "float32"}))
     assert files.load(path, "checkpoint")["args"]["precision"] == "float32"
 
 
@@ -314,9 +312,8 @@ def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     assert "2 processes with 1 CPU threads each" in done.stdout and done.stdout.count("done at step 128") == 1
     (run,) = tmp_path.glob("Pong__*")
     checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
-    assert (
-        checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8
-    )  # each of the four environments was cut off twice
+    # each of the four environments was cut off twice
+    assert checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8
     again = torchrun(
         str(ROOT / "ppo_wsa_atari.py"), "--resume", str(run / "checkpoint.pt"), "--total-timesteps", "192", cwd=tmp_path
     )
@@ -397,9 +394,8 @@ def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
     assert done.stdout.splitlines()[-1] == "2 0"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PRETRAININGS if name != "keypoint_maps"]
-)  # the Transporter's is keypoint_features'
+# the Transporter's is keypoint_features'
+@pytest.mark.parametrize("name", [name for name in PRETRAININGS if name != "keypoint_maps"])
 def test_pretraining_in_bfloat16_has_the_same_loss(name, frames):
     """Each loss within 2% and the gradients' norm within 5% of single precision's."""
     torch.manual_seed(0)

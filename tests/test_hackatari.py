@@ -112,9 +112,8 @@ def test_known_modifications():
         == ({}, {})
         == evaluate.hackatari_modifications("ALE/Qbert-v5")
     )
-    known, broken = evaluate.hackatari_modifications(
-        "ALE/BankHeist-v5"
-    )  # version 0.0.6: one of its modifications raises
+    # version 0.0.6: one of its modifications raises
+    known, broken = evaluate.hackatari_modifications("ALE/BankHeist-v5")
     assert known and "random_city" in broken and "random_city" not in known
     assert "invert_flags" in evaluate.hackatari_modifications("ALE/Skiing-v5")[0]  # a name that is no method
     with pytest.raises(InputError, match="obelix: it fails in the installed version of HackAtari"):

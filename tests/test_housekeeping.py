@@ -150,9 +150,8 @@ def test_flags_of_other_versions():
     gone = {"gamma": 0.9, "old_flag": 1}
     assert checkpoints.saved_args(Args, gone) == Args(gamma=0.9)  # an agent plays without it ...
     with pytest.raises(InputError, match="some.pt: another version of the script made it, which had --old-flag"):
-        checkpoints.require_same_settings(
-            Path("some.pt"), gone, Args(gamma=0.9), set()
-        )  # ... and trains on with it only
+        # ... and trains on with it only
+        checkpoints.require_same_settings(Path("some.pt"), gone, Args(gamma=0.9), set())
 
 
 @pytest.mark.parametrize("script", [dqn_bt_atari, pretrain_encoders, pretrain_policy_atari])

@@ -135,9 +135,8 @@ def test_the_scorers_last_activation():
     for model in (relu, none):
         model.scorer.bias.data -= 1e3
     assert relu.diagnose(embeddings, context)["dead_scores"] == 1.0
-    torch.testing.assert_close(
-        relu.attention(embeddings, context), torch.full((20, 4), 0.25)
-    )  # dead: weights stuck at 1/N
+    # dead: weights stuck at 1/N
+    torch.testing.assert_close(relu.attention(embeddings, context), torch.full((20, 4), 0.25))
     assert none.attention(embeddings, context).std() > 0
 
 
@@ -390,9 +389,8 @@ def test_reservoir_states_of_a_rollout(args, monkeypatch):
     class Spy(Reservoir):
         def step(self, embeddings, state, new_game):
             h, after = super().step(embeddings, state, new_game)
-            if (
-                not recorded or state is recorded[-1][3]
-            ):  # not the bootstrap of games that were cut off, which leads nowhere
+            # not the bootstrap of games that were cut off, which leads nowhere
+            if not recorded or state is recorded[-1][3]:
                 x = torch.cat([z.flatten(1) for z in self.adapt(embeddings).values()], dim=1)
                 recorded.append((x.double().numpy(), new_game.numpy().copy(), h.numpy().copy(), after))
                 games.append((self.w_in.double().numpy(), self.w_res.double().numpy()))
@@ -653,9 +651,8 @@ def test_centred_embeddings(args, tmp_path):
     agent = load_agent(run / "checkpoint.pt")
     for name, z in agent.frozen(frames[:8], names).items():
         torch.testing.assert_close(z, seen[name][:8], rtol=1e-3, atol=1e-3)
-    checkpoint = files.load(
-        run / "checkpoint.pt", "checkpoint"
-    )  # the agent has its own centre, and does not measure it anew
+    # the agent has its own centre, and does not measure it anew
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     checkpoint["centre"] = {name: (mean + 1, scale * 2) for name, (mean, scale) in checkpoint["centre"].items()}
     files.save(checkpoint, tmp_path / "moved.pt")
     for name, z in load_agent(tmp_path / "moved.pt").frozen(frames[:8], names).items():

@@ -1,4 +1,4 @@
-"""Both training scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume,
+"""Both PPO scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume,
 bad input."""
 
 import functools

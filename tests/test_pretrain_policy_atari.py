@@ -323,9 +323,8 @@ def test_resume_keeps_the_running_normalisations(tmp_path, capsys):
     main(make_args(tmp_path, total_timesteps=192, resume=str(run / "checkpoint.pt")))
     second = files.load(run / "checkpoint.pt", "checkpoint")
     assert second["global_step"] == 192
-    assert (
-        second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192
-    )  # counted on, not anew
+    # counted on, not anew
+    assert second["intrinsic"]["pixels.count"] == 128 * 4 + 192 and second["intrinsic"]["errors.count"] == 192
     assert torch.equal(first["intrinsic"]["target.0.weight"], second["intrinsic"]["target.0.weight"])
     assert not torch.equal(first["intrinsic"]["predictor.0.weight"], second["intrinsic"]["predictor.0.weight"])
     for name in ("distances.count", "returns.count"):

@@ -8,7 +8,7 @@ import torch
 
 import probe_encoders
 from encoders import PRETRAININGS, save_encoder
-from environments.ram import collect
+from environments.ram import collect_with_ram
 from housekeeping.flags import InputError
 from probe_encoders import COMPONENTS, Args, embed, entropy, main, prepare, probe
 
@@ -39,9 +39,8 @@ def test_the_probe_has_converged():
         gradient = fit.T @ (p - labels[~test]) + penalty @ weights
         weights -= np.linalg.solve(fit.T @ (fit * (p * (1 - p))[:, None]) + penalty, gradient)
     guess = np.column_stack([x, np.ones(600)])[test] @ weights > 0
-    assert scores["side"][1] == pytest.approx(
-        (guess == labels[test]).mean(), abs=0.006
-    )  # one of 200 may sit on the border
+    # one of 200 may sit on the border
+    assert scores["side"][1] == pytest.approx((guess == labels[test]).mean(), abs=0.006)
 
 
 def test_features_are_brought_to_one_scale():
@@ -84,7 +83,7 @@ def test_entropy():
 
 def test_the_memory_belongs_to_the_picture():
     """The byte called player_y moves with the bright paddle at the right of the newest frame."""
-    observations, rams, games = collect("ALE/Pong-v5", 300, 2, seed=0)
+    observations, rams, games = collect_with_ram("ALE/Pong-v5", 300, 2, seed=0)
     assert observations.shape == (300, 4, 84, 84) and rams.shape == (300, 128) and games[0] == 0 and games[-1] >= 0
     lane = observations[:, 3, 15:76, 72:78].astype(float)  # the paddle's lane between the two walls
     bright = np.maximum(lane - np.median(lane), 0).sum(axis=2) + 1e-9
@@ -95,7 +94,7 @@ def test_the_memory_belongs_to_the_picture():
 
 def test_the_memory_belongs_to_the_picture_in_breakout():
     """player_x moves with the paddle's line, ball_x and ball_y with the one small thing between blocks and paddle."""
-    observations, rams, _ = collect("ALE/Breakout-v5", 400, 2, seed=0)
+    observations, rams, _ = collect_with_ram("ALE/Breakout-v5", 400, 2, seed=0)
     newest = observations[:, 3].astype(float)
     paddle = np.maximum(newest[:, 74:77, 5:79] - np.median(newest[:, 74:77, 5:79]), 0).sum(axis=1) + 1e-9
     assert np.corrcoef((paddle * np.arange(74)).sum(axis=1) / paddle.sum(axis=1), rams[:, 72])[0, 1] > 0.98
@@ -151,9 +150,8 @@ def test_other_games(game, tmp_path, quick):
     with open(tmp_path / "probes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["features"] for row in rows] == ["autoencoder", "autoencoder", "raw pixels"]
-    assert {"Breakout": "f1_ball", "MsPacman": "f1_ghosts"}[game] in rows[0] and "f1_fruit" not in rows[
-        0
-    ]  # a fruit is never there so early
+    # a fruit is never there so early
+    assert {"Breakout": "f1_ball", "MsPacman": "f1_ghosts"}[game] in rows[0] and "f1_fruit" not in rows[0]
 
 
 def test_maps_are_pooled():
