@@ -1,8 +1,10 @@
 """The pages: links that lead somewhere, lengths that one reads, examples that run."""
 
+import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,3 +54,55 @@ def test_ones_own_way_to_combine():
         {"a": torch.randn(3, 8), "b": torch.randn(3, 9)}, torch.randn(3, 5, 16, 16)
     )
     assert state.shape == (3, 6) and weights.shape == (3, 2)
+
+
+def so_far(rows: list[dict[str, str]], minutes: float, window: int) -> tuple[int, float]:
+    """The step of the last training game that ended by then, and the mean score of those in the last `window` steps."""
+    games = [(int(row["step"]), float(row["seconds"]), float(row["raw_score"])) for row in rows]
+    step = max(step for step, seconds, _ in games if seconds <= 60 * minutes)
+    return step, np.mean([score for at, _, score in games if step - window < at <= step])
+
+
+def curve_of(path: str) -> list[dict[str, str]]:
+    with open(ROOT / "benchmark" / path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_one_sees_after_some_minutes():
+    """The README's table beside its first commands: from the raw curves that it names."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in PAGES[0].read_text().splitlines()
+        if re.match(r"\| \d+ minutes ", line)
+    ]
+    numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
+    fast = [curve_of(f"results/fast_and_plain/fast__Pong__{seed}/curve.csv") for seed in (1, 2, 3)]
+    whole = [curve_of(f"results/modes_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
+    pixels = [row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"]
+    assert [row[0] for row in numbers] == [[2], [10], [60]]
+    for (minutes,), steps, scores, their_step, their_score in numbers:
+        seen = so_far(pixels, minutes, 50_000)
+        assert (round(seen[0], -3), round(seen[1], 1)) == (their_step[0], their_score[0])
+        if minutes < 60:
+            found = [so_far(rows, minutes, 30_000) for rows in fast]
+            assert [round(f(step for step, _ in found), -3) for f in (min, max)] == steps
+            assert [round(f(score for _, score in found), 1) for f in (min, max)] == scores
+        else:
+            assert steps == [500_000, 45]
+            assert sorted(round(so_far(rows, minutes, 50_000)[1], 1) for rows in whole) == scores
+
+
+def test_the_lottery_of_the_dead_relu():
+    """docs/combining.md's table of dead scores: from docs/lessons/dead_scores.csv."""
+    with open(ROOT / "docs" / "lessons" / "dead_scores.csv", newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["scorer"] == "published"]
+    page = (ROOT / "docs" / "combining.md").read_text()
+    for models, name in (("2", "light"), ("4", "the paper's four")):
+        for dim, game in (("256", "Pong"), ("128", "Pong"), ("256", "Breakout")):
+            rows = [r for r in found if (r["models"], r["features_dim"], r["game"]) == (models, dim, game)]
+            if not rows or (models, game) == ("2", "Breakout"):
+                continue
+            cells = " ".join(
+                f"{float(row['dead_scores']):.2f}".replace("0.", ".").replace("1.00", "1.0") for row in rows
+            )
+            assert f"| {name}, {dim}, {game} | {cells} |" in page
