@@ -276,7 +276,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     for change in changes[: checkpoint["changes_done"]]:
         apply_change(change, agent.combiner, frozen.shapes, args.seed)
     agent.load_state_dict(checkpoint["agent"])
-    frozen.prepare(args.precision, torch.device(device), measured=checkpoint.get("centre"))
+    frozen.prepare(args.precision, torch.device(device), args.centre_embeddings, checkpoint.get("centre"))
     return Player(frozen, agent).to(device).eval()
 
 

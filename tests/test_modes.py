@@ -16,8 +16,10 @@ from combiners import COMBINERS, Reservoir, WeightedSum, find_combiner, options_
 from combiners.schedule import Change, apply_change, parse_schedule
 from encoders import PRETRAININGS, save_encoder
 from encoders.frozen import typical_frames
+from environments.atari import make_env
 from housekeeping import files
 from housekeeping.flags import InputError
+from housekeeping.seeds import env_seeds
 from ppo_wsa_atari import Args, Player, load_agent, main
 
 STRIDES = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
@@ -658,3 +660,27 @@ def test_centred_embeddings(args, tmp_path):
     for name, z in load_agent(tmp_path / "moved.pt").frozen(frames[:8], names).items():
         scale = checkpoint["centre"][name][1] / 2
         torch.testing.assert_close(z, (seen[name][:8] - 1 / scale) / 2, rtol=1e-3, atol=1e-3)
+
+
+def test_an_agent_whose_checkpoint_lacks_the_centre_measures_it_anew(args, tmp_path):
+    """So do the stored agents, whose files are older than the key; without centring they would see something else."""
+    run = main(args(centre_embeddings=True, total_timesteps=32))
+    checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
+    assert set(checkpoint["centre"]) == {"state_representation", "image_completion", "autoencoder"}
+    files.save({name: value for name, value in checkpoint.items() if name != "centre"}, tmp_path / "older.pt")
+    stored, measured = (load_agent(path).frozen.centre for path in (run / "checkpoint.pt", tmp_path / "older.pt"))
+    for name, (mean, scale) in stored.items():
+        torch.testing.assert_close(measured[name][0], mean)
+        torch.testing.assert_close(measured[name][1], scale)
+
+
+def test_the_stored_agent_wins_its_first_points():
+    """What README shows: agents/Pong/wsa.pt, greedy, in the game of evaluate.py --attention."""
+    player = load_agent(Path(__file__).resolve().parent.parent / "agents" / "Pong" / "wsa.pt")
+    env = make_env("ALE/Pong-v5")
+    obs, _ = env.reset(seed=int(env_seeds(1, 1, 7)[0]))
+    score = 0
+    for _ in range(500):
+        obs, reward, *_ = env.step(int(player.act(np.asarray(obs)[None], greedy=True)[0]))
+        score += reward
+    assert score >= 3
