@@ -292,8 +292,6 @@ def main(args: Args) -> Path | None:
     loss_of = functools.partial(ppo_loss, agent, ent_coef=args.ent_coef, vf_coef=args.vf_coef)
     if args.compile:  # fast: fewer and fused kernels
         act, loss_of = torch.compile(act), torch.compile(loss_of)
-    parameters = sum(p.numel() for p in agent.parameters())
-    run.start(num_iterations * batch_size, f"{args.env_id}, {parameters:,} trained parameters")
 
     # Storage of one rollout. Observations stay bytes until the network reads them (fast: a quarter of the memory
     # traffic), channels last in memory, as its convolutions want them (fast: put in order once, not in each epoch)
@@ -308,6 +306,8 @@ def main(args: Args) -> Path | None:
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     first_obs, _ = envs.reset(seed=processes.share(env_seeds(args.num_envs, args.seed, 0, global_step)))
     next_obs, next_done = to_device(first_obs, device), torch.zeros(num_envs)
+    parameters = sum(p.numel() for p in agent.parameters())
+    run.start(num_iterations * batch_size, f"{args.env_id}, {parameters:,} trained parameters")
 
     for iteration in range(first_iteration, num_iterations + 1):
         remaining = 1.0 - (iteration - 1.0) / num_iterations  # from 1 at the start of the run toward 0 at its end

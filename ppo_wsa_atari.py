@@ -390,18 +390,18 @@ def main(args: Args) -> Path | None:
     forced = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     rewards = torch.zeros((args.num_steps, num_envs))  # on the CPU, with the emulators, until the rollout is complete
     dones = torch.zeros((args.num_steps, num_envs))
-    run.start(
-        num_iterations * batch_size,
-        f"{args.env_id}, {args.combiner} of {', '.join(agent.names)}",
-        f"{sum(p.numel() for p in trained):,} trained and {sum(p.numel() for p in frozen.parameters()):,} frozen "
-        f"parameters, {b_seen.nbytes / 1e9:.2f} GB of kept embeddings",
-    )
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     first_obs, _ = envs.reset(seed=processes.share(env_seeds(args.num_envs, args.seed, 0, global_step)))
     next_obs, next_done = to_device(first_obs, device), torch.zeros(num_envs)
     memory = agent.first_memory(num_envs)
     next_seen, memory = agent.see(frozen, next_obs, memory, torch.ones(num_envs, dtype=torch.bool, device=device))
+    run.start(
+        num_iterations * batch_size,
+        f"{args.env_id}, {args.combiner} of {', '.join(agent.names)}",
+        f"{sum(p.numel() for p in trained):,} trained and {sum(p.numel() for p in frozen.parameters()):,} frozen "
+        f"parameters, {b_seen.nbytes / 1e9:.2f} GB of kept embeddings",
+    )
 
     for iteration in range(first_iteration, num_iterations + 1):
         # Models that come or go

@@ -434,7 +434,7 @@ def main(args: Args) -> None:
     check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
     devices.require_cuda(args)
     # says which models are missing
-    ppo_wsa_atari.FrozenModels(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))
+    ppo_wsa_atari.open_models(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
     for script, seconds in started.items():
         print(

@@ -14,7 +14,7 @@ class Options:
     """--combiner cnn"""
 
     cnn_layers: int | None = None
-    """cnn: convolutions, 1 to 3 (default: 1)"""
+    """cnn: convolutions, 1 to 3 (none given: 1)"""
 
 
 class CNN(Concatenation):

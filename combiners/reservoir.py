@@ -20,11 +20,11 @@ class Options:
     """--combiner reservoir"""
 
     reservoir_units: int | None = None
-    """reservoir: units (default: 1024)"""
+    """reservoir: units (none given: 1024)"""
     reservoir_spectral_radius: float | None = None
-    """reservoir: largest absolute eigenvalue of the recurrent weights (default: 0.9)"""
+    """reservoir: largest absolute eigenvalue of the recurrent weights (none given: 0.9)"""
     reservoir_input_scale: float | None = None
-    """reservoir: standard deviation of the input weights (default: 1.0, the published one)"""
+    """reservoir: standard deviation of the input weights (none given: 1.0, the published one)"""
 
 
 class Reservoir(Concatenation):

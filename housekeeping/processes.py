@@ -128,4 +128,5 @@ def require_one_process(script: str) -> None:
 def leave() -> None:
     """Say goodbye to the other processes."""
     if dist.is_initialized():
+        dist.barrier()  # none takes its end of a connection away while another one still talks
         dist.destroy_process_group()

@@ -76,7 +76,7 @@ class EvaluationFlags:
     """play greedy evaluation games every so many steps; best.pt then follows them (0: off, best.pt follows the last 100
     training games)"""
     eval_episodes: int = 10
-    """games in one evaluation (the paper: 100, every 40,000 steps)"""
+    """games in one evaluation (the paper: 100, every 40000 steps)"""
 
 
 # Flags that a resumed run may have otherwise; programs add some of their own
@@ -174,7 +174,7 @@ class Run:
             total_steps: the step at which the run ends.
             about: what to say of the run, beside the device.
         """
-        self.total_steps, self.first_step, self.started = total_steps, self.step, time.time()
+        self.total_steps, self.first_step = total_steps, self.step
         if self.rank == 0:
             if self.checkpoint or self.args.run_dir:
                 self.dir = self.folder
@@ -196,6 +196,7 @@ class Run:
         self.bar = tqdm(
             total=total_steps, initial=self.step, unit="step", unit_scale=True, disable=self.rank > 0, **BAR
         )
+        self.started = time.time()
 
     def _folder_name(self) -> str:
         return f"{self.name}__{self.args.exp_name or self.script}__{self.args.seed}"
