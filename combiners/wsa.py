@@ -27,8 +27,8 @@ class Options:
     """--combiner wsa"""
 
     scorer: Literal["published", "linear", "hidden", "bounded"] | None = None
-    """wsa: the shared weight network (none given: published, one layer with a ReLU, which can die; linear: without it, so
-    that the context cancels out in the softmax; hidden: a hidden layer; bounded: the same, with scores in [-1, 1])"""
+    """wsa: the shared weight network (none given: published, one layer with a ReLU, which can die; linear: without it,
+    so that the context cancels out in the softmax; hidden: a hidden layer; bounded: so, with scores in [-1, 1])"""
 
 
 class WeightSharingAttention(WeightedSum):
