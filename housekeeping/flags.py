@@ -1,6 +1,7 @@
 """Command lines: flags in named groups, and one clear sentence where a flag cannot work."""
 
 import ast
+import functools
 import importlib
 import inspect
 import sys
@@ -65,6 +66,7 @@ def _described(cls: type, f: Any, default: Any) -> tuple[str, Any, Any]:
     return f.name, kind, field(default=f.default) if factory is MISSING else field(default_factory=factory)
 
 
+@functools.cache
 def _texts(cls: type) -> dict[str, str]:
     """What is said of each field of a dataclass: the string below it in the source."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
