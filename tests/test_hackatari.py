@@ -8,6 +8,7 @@ from test_atari import assert_shows_what_training_saw
 
 import evaluate
 import ppo_e2e_atari
+from environments import hackatari
 from environments.atari import make_env
 from environments.hackatari import ChangedGame, make_changed_env, make_hackatari
 from evaluate import Args, main
@@ -153,7 +154,7 @@ def test_one_seed_gives_one_result(agent, tmp_path):
 
 def test_the_suite(agent, tmp_path, capsys, monkeypatch):
     """All variations, with each score relative to the unchanged game's as the formula says."""
-    monkeypatch.setattr(evaluate, "COMPARED_STEPS", 20)
+    monkeypatch.setattr(hackatari, "COMPARED_STEPS", 20)
     main(
         Args(
             checkpoint=(agent,),
