@@ -422,7 +422,8 @@ def main(args: Args) -> Path | None:
 
         # Save
         player = functools.partial(Agent(q_network, policy, args.end_e).act, greedy=True)
-        if run.is_due(global_step, functools.partial(evaluation_games, player, args, args.eval_episodes)):
+        run.reach(global_step, functools.partial(evaluation_games, player, args, args.eval_episodes))
+        if run.must_save:
             if args.save_buffer and run.due:  # first: a checkpoint says that the buffer is there
                 buffer.store(run.dir / "buffer.pt", args.env_id, obs[:, -1])
             run.save(

@@ -28,10 +28,10 @@ import torch.nn as nn
 from torch.distributions import Categorical
 
 from environments.atari import AtariFlags, check_games, evaluation_games, game_name, make_envs
-from housekeeping import checkpoints, precision, processes
+from housekeeping import checkpoints, processes
 from housekeeping.flags import check_ranges, start
 from housekeeping.memory import take_rows, to_device
-from housekeeping.precision import Float32Linear
+from housekeeping.precision import Float32Linear, autocast, to_play_in
 from housekeeping.run import EvaluationFlags, Run, RunFlags, read_args
 from housekeeping.seeds import env_seeds
 
@@ -139,7 +139,7 @@ class Agent(nn.Module):
 
     def features(self, obs: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 4, 84, 84) -> (B, 512)."""
-        with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
+        with autocast(self.precision, obs.device):  # fast, where it is bfloat16
             return self.network(pixels(obs, self.precision))
 
     def get_value(self, obs: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 
 def agent_of(checkpoint: dict, device: torch.device, path: Path) -> Agent:
     """The agent of a checkpoint, of this script or of pretrain_policy_atari.py, whose policy has the same network."""
-    plays_in = precision.to_play_in(checkpoint["args"].get("precision", "float32"), device, path)
+    plays_in = to_play_in(checkpoint["args"].get("precision", "float32"), device, path)
     return Agent.with_weights(checkpoint["agent"], plays_in).to(device).eval()
 
 
@@ -378,9 +378,10 @@ def main(args: Args) -> Path | None:
         run.log(global_step, {"charts/SPS": run.steps_per_second(global_step)})
         run.show(global_step)
 
-        # Save
+        # Evaluate and save, where that is due
         play = functools.partial(evaluation_games, functools.partial(agent.act, greedy=True), args, args.eval_episodes)
-        if run.is_due(global_step, play):
+        run.reach(global_step, play)
+        if run.must_save:
             run.save({"iteration": iteration, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()})
         if run.stopping:
             break

@@ -32,22 +32,23 @@ import torch
 import torch.nn as nn
 from torch.distributions import Categorical
 
-from combiners import ModeOptions, Reservoir, WeightedSum, check_options, find_combiner, make_combiner
+from combiners import ModeOptions, check_options, find_combiner, make_combiner
 from combiners.adapters import layer_init
 from combiners.schedule import apply_change, parse_schedule
+from combiners.weighted_sum import WeightedSum
 from encoders.frozen import FrozenModels, KeptEmbeddings, require_known, short_name
 from environments.atari import AtariFlags, evaluation_games, game_name, make_envs
-from housekeeping import checkpoints, precision, processes, run
+from housekeeping import checkpoints, processes
 from housekeeping.flags import InputError, start
 from housekeeping.memory import to_device
-from housekeeping.precision import Float32Linear
-from housekeeping.run import EvaluationFlags, Run, RunFlags, read_args
+from housekeeping.precision import Float32Linear, autocast, to_play_in
+from housekeeping.run import MAY_DIFFER, EvaluationFlags, Run, RunFlags, read_args
 from housekeeping.seeds import env_seeds
 from ppo_e2e_atari import PPOFlags, compute_advantages
 from ppo_e2e_atari import check_args as check_ppo_args
 
 SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
-MAY_DIFFER_ON_RESUME = run.MAY_DIFFER | {"pretrained_dir"}
+MAY_DIFFER_ON_RESUME = MAY_DIFFER | {"pretrained_dir"}
 
 
 @dataclass
@@ -148,25 +149,13 @@ class Agent(nn.Module):
         h, memory = self.combiner.step(embeddings, memory, new_game)
         return {"reservoir": h}, memory
 
-    def first_memory(self, num_envs: int) -> torch.Tensor | None:
-        """The reservoir's memory before the first observation; None without a reservoir."""
-        return self.combiner.initial_state(num_envs) if isinstance(self.combiner, Reservoir) else None
-
-    def inputs(self, seen: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """What the combiner takes: the embeddings of its models, and the context (None where it is not used)."""
-        return {name: seen[name] for name in self.names}, seen.get(self.context_name)
-
     def autocast(self, seen: dict[str, torch.Tensor]) -> torch.autocast:
         """The context in which the agent computes, on the device of what is seen."""
-        return precision.autocast(self.precision, next(iter(seen.values())).device)
+        return autocast(self.precision, next(iter(seen.values())).device)
 
     def state(self, seen: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The state h that the heads see (B, out_dim) and, for modes that weigh, the weights w (B, N)."""
-        if isinstance(self.combiner, Reservoir):
-            return seen["reservoir"], None
-        if isinstance(self.combiner, WeightedSum):
-            return self.combiner.state_and_weights(*self.inputs(seen))
-        return self.combiner(*self.inputs(seen)), None
+        return self.combiner.state_and_weights(seen, seen.get(self.context_name))
 
     def get_value(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         """{name: (B, *shape)} -> value of each state (B,)."""
@@ -220,10 +209,8 @@ class Player(nn.Module):
 
     def __init__(self, frozen: FrozenModels, agent: Agent):
         super().__init__()
-        self.frozen, self.agent, self.precision, self.memory = frozen, agent, agent.precision, None
-        self.was_empty: torch.Tensor | None = (
-            None  # bool (B,): whether the newest three frames of the last call were empty
-        )
+        self.frozen, self.agent, self.precision = frozen, agent, agent.precision
+        self.memory = self.last_obs = None
 
     @property
     def weighed(self) -> tuple[str, ...]:
@@ -242,11 +229,10 @@ class Player(nn.Module):
     def act_and_weights(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of modes that weigh."""
         x = torch.as_tensor(obs, device=next(self.agent.parameters()).device)
-        if self.was_empty is None or len(self.was_empty) != len(x):
-            self.memory = self.agent.first_memory(len(x))
-            self.was_empty = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        new_game = (x[:, :-1].amax(dim=(1, 2, 3)) == 0) & ~self.was_empty
-        self.was_empty = x[:, 1:].amax(dim=(1, 2, 3)) == 0
+        if self.last_obs is None or len(self.last_obs) != len(x):
+            self.memory, self.last_obs = self.agent.combiner.first_memory(len(x)), torch.ones_like(x)
+        new_game = (x[:, :-1] == 0).flatten(1).all(dim=1) & (self.last_obs[:, 1:] > 0).flatten(1).any(dim=1)
+        self.last_obs = x.clone()
         seen, self.memory = self.agent.see(self.frozen, x, self.memory, new_game)
         return self.agent.choose(seen, greedy)
 
@@ -268,7 +254,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     """
     checkpoint = checkpoints.load_checkpoint(path, SCRIPT)
     args = checkpoints.saved_args(Args, checkpoint["args"])
-    args.precision = precision.to_play_in(args.precision, torch.device(device), path)
+    args.precision = to_play_in(args.precision, torch.device(device), path)
     frozen = open_models(args, pretrained_dir)
     frozen.restore(checkpoint, path)
     agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
@@ -373,17 +359,7 @@ def main(args: Args) -> Path | None:
     if args.compile:  # fast: fewer and fused kernels
         act, loss_of = torch.compile(act), torch.compile(loss_of)
 
-    # Storage of one rollout; row step * num_envs + env of `b_seen` belongs to that step of that environment
-    def make_storage() -> KeptEmbeddings:
-        """Room for what is seen in one rollout, by the models that there are now."""
-        rows = num_envs * args.num_steps
-        if isinstance(agent.combiner, Reservoir):  # its state is all that the heads see
-            state = {"reservoir": (agent.combiner.out_dim,)}
-            return KeptEmbeddings(state, rows, minibatch_size, torch.float32, device)
-        shapes = {name: frozen.shapes[name] for name in frozen.wanted(agent.names)}
-        return KeptEmbeddings(shapes, rows, minibatch_size, dtype, device)
-
-    b_seen = make_storage()
+    # Storage of one rollout
     actions = torch.zeros((args.num_steps, num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, num_envs), device=device)
     values = torch.zeros((args.num_steps, num_envs), device=device)
@@ -394,8 +370,10 @@ def main(args: Args) -> Path | None:
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     first_obs, _ = envs.reset(seed=processes.share(env_seeds(args.num_envs, args.seed, 0, global_step)))
     next_obs, next_done = to_device(first_obs, device), torch.zeros(num_envs)
-    memory = agent.first_memory(num_envs)
+    memory = agent.combiner.first_memory(num_envs)
     next_seen, memory = agent.see(frozen, next_obs, memory, torch.ones(num_envs, dtype=torch.bool, device=device))
+    # Row step * num_envs + env of b_seen belongs to that step of that environment
+    b_seen = KeptEmbeddings(next_seen, num_envs * args.num_steps, minibatch_size)
     run.start(
         num_iterations * batch_size,
         f"{args.env_id}, {args.combiner} of {', '.join(agent.names)}",
@@ -412,9 +390,8 @@ def main(args: Args) -> Path | None:
             changes_done += len(due)
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             b_seen = None  # the old models' memory is free before the new ones take theirs
-            b_seen = make_storage()
-            # The modes that allow changes have no memory
-            next_seen, _ = agent.see(frozen, next_obs, None, next_done.bool())
+            next_seen = frozen(next_obs, agent.names)
+            b_seen = KeptEmbeddings(next_seen, num_envs * args.num_steps, minibatch_size)
             run.say(f"step {global_step:,}: the models are now {', '.join(agent.names)}")
 
         # Annealing
@@ -491,7 +468,7 @@ def main(args: Args) -> Path | None:
             run.log(global_step, {"weights/entropy": Categorical(probs=weights).entropy().mean()})  # at most ln N
         if hasattr(agent.combiner, "diagnose"):
             with agent.autocast(mb_seen):
-                found = agent.combiner.diagnose(*agent.inputs(mb_seen))
+                found = agent.combiner.diagnose(mb_seen, mb_seen.get(agent.context_name))
             run.log(global_step, {f"weights/{name}": value for name, value in found.items()})
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
         run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
@@ -501,10 +478,11 @@ def main(args: Args) -> Path | None:
         run.log(global_step, {"charts/SPS": run.steps_per_second(global_step)})
         run.show(global_step)
 
-        # Save
+        # Evaluate and save, where that is due
         player = Player(frozen, agent)
         play = functools.partial(evaluation_games, functools.partial(player.act, greedy=True), args, args.eval_episodes)
-        if run.is_due(global_step, play):
+        run.reach(global_step, play)
+        if run.must_save:
             run.save(
                 {
                     **frozen.state(),

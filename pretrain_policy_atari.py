@@ -496,7 +496,8 @@ def main(args: Args) -> Path | None:
             run.say(f"step {global_step:,}: {found} in {args.coverage_steps:,} steps")
 
         # Save. There is no best.pt: what would be best is the game's score, which this script does not look at
-        if run.is_due(global_step):
+        run.reach(global_step)
+        if run.must_save:
             run.save(
                 {
                     "iteration": iteration,

@@ -3,10 +3,10 @@
 shapes = {"state_representation": (512,), "object_masks": (20, 84, 84)}
 combine = COMBINERS["wsa"](shapes, context_shape=(64, 16, 16), features_dim=256)
 h = combine(embeddings, context)                  # {name: (B, *shape)}, (B, *context_shape) -> (B, combine.out_dim)
-h, w = combine.state_and_weights(embeddings, context)    # modes that weigh: w (B, N), in the order of combine.names
+h, w = combine.state_and_weights(embeddings, context)    # w (B, N) of those that weigh, else None
 combine.add_model(name, shape)                    # modes that weigh; others are built for one set of models
 combine.remove_model(name)
-state = combine.initial_state(num_envs)           # the reservoir only, with
+state = combine.first_memory(num_envs)            # the reservoir only, with
 h, state = combine.step(embeddings, state, new_game)
 """
 
@@ -14,11 +14,9 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch.nn as nn
-
 from combiners import cnn, reservoir, wsa
 from combiners.cnn import CNN
-from combiners.concatenation import Concatenation
+from combiners.combiner import Combiner
 from combiners.dot_product import DotProductAttention
 from combiners.fixed_linear import FixedLinear
 from combiners.linear import Linear
@@ -26,11 +24,10 @@ from combiners.mixed import Mixed
 from combiners.random_weights import RandomWeights
 from combiners.reservoir import Reservoir
 from combiners.uniform import Uniform
-from combiners.weighted_sum import WeightedSum
 from combiners.wsa import WeightSharingAttention
 from housekeeping.flags import InputError, check_ranges, import_own, written
 
-COMBINERS: dict[str, type[nn.Module]] = {
+COMBINERS: dict[str, type[Combiner]] = {
     "wsa": WeightSharingAttention,
     "linear": Linear,
     "fixed_linear": FixedLinear,
@@ -48,7 +45,7 @@ class ModeOptions(wsa.Options, cnn.Options, reservoir.Options):
     """Flags of single modes; none given: the mode's default."""
 
 
-def find_combiner(spec: str) -> type[nn.Module]:
+def find_combiner(spec: str) -> type[Combiner]:
     """The class of a mode by its name, or of one's own, "my_module:MyCombiner"; raises InputError if there is none."""
     if spec in COMBINERS:
         return COMBINERS[spec]
@@ -56,8 +53,8 @@ def find_combiner(spec: str) -> type[nn.Module]:
         known = f"the known ones are {', '.join(COMBINERS)}, and module:name for one of your own"
         raise InputError(f"--combiner {spec}: no such mode; {known}.")
     found = import_own(spec)
-    if not (isinstance(found, type) and issubclass(found, (WeightedSum, Concatenation))):
-        raise InputError(f"--combiner {spec}: must be a class derived from WeightedSum or Concatenation (combiners/).")
+    if not (isinstance(found, type) and issubclass(found, Combiner)):
+        raise InputError(f"--combiner {spec}: must be a class derived from Combiner (combiners/combiner.py).")
     return found
 
 
@@ -70,7 +67,7 @@ def options_of(spec: str) -> dict[str, object]:
 
 def make_combiner(
     args: Any, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None
-) -> nn.Module:
+) -> Combiner:
     """The combiner that the flags --combiner, --features-dim and the mode's own ask for."""
     given = {name: getattr(args, name, None) for name in options_of(args.combiner)}
     options = {name: value for name, value in given.items() if value is not None}

@@ -6,9 +6,10 @@ import torch
 import torch.nn as nn
 
 from combiners.adapters import SpatialAdapter
+from combiners.combiner import Combiner
 
 
-class Concatenation(nn.Module):
+class Concatenation(Combiner):
     """Spatially adapted embeddings, sorted into vectors and 16x16 maps; a mode decides what becomes of them.
 
     Args:
@@ -18,8 +19,6 @@ class Concatenation(nn.Module):
     Raises:
         ValueError: no model, or an embedding that is neither a vector nor a map.
     """
-
-    uses_context = False
 
     def __init__(
         self,
@@ -39,15 +38,3 @@ class Concatenation(nn.Module):
     def adapt(self, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{name: (B, *shape)} -> {name: (B, n) or (B, C, 16, 16)}, in the order of `embedding_shapes`."""
         return {name: adapter(embeddings[name]) for name, adapter in self.spatial.items()}
-
-    def add_model(self, name: str, shape: tuple[int, ...]) -> None:
-        """These modes are built for one set of models: raises ValueError."""
-        raise ValueError(
-            f"{type(self).__name__} cannot take {name}: its layers are built for one set of models; wsa takes any."
-        )
-
-    def remove_model(self, name: str) -> None:
-        """These modes are built for one set of models: raises ValueError."""
-        raise ValueError(
-            f"{type(self).__name__} cannot give up {name}: its layers are built for one set of models; wsa takes any."
-        )

@@ -54,7 +54,7 @@ class Reservoir(Concatenation):
         self.register_buffer("w_res", w_res * (reservoir_spectral_radius / torch.linalg.eigvals(w_res).abs().max()))
         self.requires_grad_(False)
 
-    def initial_state(self, num_envs: int) -> torch.Tensor:
+    def first_memory(self, num_envs: int) -> torch.Tensor:
         """The state with which each game starts: zeros (num_envs, units)."""
         return torch.zeros(num_envs, self.out_dim, device=self.w_in.device)
 
@@ -80,8 +80,14 @@ class Reservoir(Concatenation):
             h = torch.tanh(x @ self.w_in.T + state @ self.w_res.T)
         return h, h
 
+    def state_and_weights(
+        self, embeddings: dict[str, torch.Tensor], context: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        """What `step` gave in the rollout, {"reservoir": (B, units)}, is the state (B, units); there are no weights."""
+        return embeddings["reservoir"], None
+
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor | None) -> torch.Tensor:
         """{name: (B, *shape)} -> (B, units): the step that begins a game, from zero. Later steps need `step`."""
         num = len(next(iter(embeddings.values())))
-        state = self.initial_state(num)
+        state = self.first_memory(num)
         return self.step(embeddings, state, torch.zeros(num, dtype=torch.bool, device=state.device))[0]

@@ -8,9 +8,10 @@ import torch
 import torch.nn as nn
 
 from combiners.adapters import Adapter, ContextAdapter
+from combiners.combiner import Combiner
 
 
-class WeightedSum(nn.Module):
+class WeightedSum(Combiner):
     """Combine N embeddings into one state h = sum_i w_i e_i of `features_dim` numbers.
 
     Args:
@@ -24,7 +25,7 @@ class WeightedSum(nn.Module):
     """
 
     uses_context = True
-    learns_weights = True  # so that --weights-ent-coef has something to reward
+    learns_weights = True
 
     def __init__(
         self,
@@ -61,7 +62,8 @@ class WeightedSum(nn.Module):
     def state_and_weights(
         self, embeddings: dict[str, torch.Tensor], context: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """State h (B, d) and the weights that made it (B, N)."""
+        """State h (B, d) and the weights that made it (B, N): each row non-negative with sum one, columns in the order
+        of `names`."""
         e, c = self.adapt(embeddings, context)
         # scores and weights are float32, also where the adapters are not
         with torch.autocast(e.device.type, enabled=False):
@@ -71,11 +73,6 @@ class WeightedSum(nn.Module):
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
         """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""
         return self.state_and_weights(embeddings, context)[0]
-
-    def attention(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
-        """The weights that `forward` uses: (B, N), each row non-negative with sum one, columns in the order of
-        `embedding_shapes`."""
-        return self.state_and_weights(embeddings, context)[1]
 
     def add_model(self, name: str, shape: tuple[int, ...]) -> None:
         """Give a new model an adapter of its own; its column comes last. Raises ValueError if the name is taken or the

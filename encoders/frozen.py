@@ -193,21 +193,19 @@ class KeptEmbeddings:
     """What the frozen models said in one rollout, so that the update need not run them again: they do not change.
 
     Args:
-        shapes: {name: shape of its embedding without the batch}.
+        example: {name: (any number of rows, *shape)}, what they say of some observations.
         rows: steps of a rollout, over all environments.
         minibatch: rows of a minibatch.
     """
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, ...]], rows: int, minibatch: int, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, example: dict[str, torch.Tensor], rows: int, minibatch: int):
 
-        def room(rows: int, shape: tuple[int, ...]) -> torch.Tensor:
-            layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
-            return torch.zeros((rows, *shape), dtype=dtype, device=device).to(memory_format=layout)
+        def room(rows: int, z: torch.Tensor) -> torch.Tensor:
+            layout = torch.channels_last if z.dim() == 4 else torch.contiguous_format
+            return z.new_zeros((rows, *z.shape[1:])).to(memory_format=layout)
 
-        self.kept = {name: room(rows, shape) for name, shape in shapes.items()}  # (rows, *shape)
-        self.of_minibatch = {name: room(minibatch, shape) for name, shape in shapes.items()}
+        self.kept = {name: room(rows, z) for name, z in example.items()}  # (rows, *shape)
+        self.of_minibatch = {name: room(minibatch, z) for name, z in example.items()}
         self.nbytes = sum(kept.nbytes for kept in self.kept.values())
 
     @staticmethod

@@ -42,7 +42,8 @@ def load_checkpoint(path: Path, script: str) -> dict[str, Any]:
     """Read a checkpoint of the named script, on the CPU; raises InputError if it is of another one."""
     checkpoint = load(path, "checkpoint")
     if checkpoint["script"] != script:
-        raise InputError(f"{path}: this is a checkpoint of {checkpoint['script']}.py, not of {script}.py.")
+        made_by = checkpoint["script"]
+        raise InputError(f"{path}: this is a checkpoint of {made_by}.py, not of {script}.py; run python {made_by}.py.")
     return checkpoint
 
 

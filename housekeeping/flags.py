@@ -51,7 +51,9 @@ def parse(args_class: type[T], description: str | None, default: T | None = None
         (f"group_{number}", Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=title)])
         for number, (title, group) in enumerate(groups.items())
     ]
-    parsed = tyro.cli(make_dataclass("Flags", members), description=description, args=argv)
+    # tyro puts two empty lines before what is indented, or none
+    text = description and description.replace("\n\n    ", "\n    ")
+    parsed = tyro.cli(make_dataclass("Flags", members), description=text, args=argv)
     values = {f.name: getattr(part, f.name) for part in vars(parsed).values() for f in fields(part)}
     return args_class(**values)
 

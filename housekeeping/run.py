@@ -5,7 +5,8 @@
     for step in ...:
         run.log(step, {"losses/value_loss": loss})
         run.log_games([(step, score, length)])
-        if run.is_due(step, play):            # evaluates with play() where that is due
+        run.reach(step, play)                 # evaluates with play() where that is due
+        if run.must_save:
             run.save({"agent": agent.state_dict()})
         if run.stopping:
             break
@@ -191,6 +192,10 @@ class Run:
                 rows = "\n".join(f"|{name}|{value}|" for name, value in asdict(self.args).items())
                 self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self._listen()
+        if self.checkpoint:
+            self.say(f"{self.script}: goes on at step {self.step:,}")
+        if total_steps != self.args.total_timesteps:
+            self.say(f"{self.script}: {total_steps:,} steps, the next whole number of rollouts")
         for line in (*about, device.describe(self.args, self.device, self.world_size), f"folder {self.dir}"):
             self.say(f"{self.script}: {line}")
         self.bar = tqdm(
@@ -271,8 +276,8 @@ class Run:
         if parts or text:
             self.bar.set_postfix_str(", ".join(parts + ([text] if text else [])), refresh=False)
 
-    def is_due(self, step: int, play: Callable[[], list[tuple[float, int, bool]]] | None = None) -> bool:
-        """Whether to save now. Evaluates before, where that is due; to be called once for each step or iteration.
+    def reach(self, step: int, play: Callable[[], list[tuple[float, int, bool]]] | None = None) -> None:
+        """The run has come to this step: evaluate where that is due, and set `must_save` and `stopping`.
 
         best.pt follows the evaluation, or else the mean of the last 100 training games; it is the latest agent until
         there is a first evaluation, or 100 games.
@@ -294,6 +299,10 @@ class Run:
             candidate = float(np.mean(self.last_games))
         self.improved = candidate is not None and candidate > self.best_return
         self.best_return = candidate if self.improved else self.best_return
+
+    @property
+    def must_save(self) -> bool:
+        """Whether the step that was reached is to be saved: a checkpoint is due, or the agent is the best so far."""
         return self.due or self.improved
 
     def passed(self, interval: int, before: int) -> bool:
@@ -329,7 +338,7 @@ class Run:
             self.writer.close()
             mean = f"mean return {np.mean(self.last_games):.1f}" if self.last_games else ""
             games = f"{mean} over the last {len(self.last_games)} games" if mean else "no game finished"
-            ended, speed = "stopped" if self.stopping else "done", self.steps_per_second(self.step)
+            ended, speed = "done" if self.step >= self.total_steps else "stopped", self.steps_per_second(self.step)
             print(f"{ended} at step {self.step:,}: {games}, {speed:,.0f} steps/s. {self.dir}/checkpoint.pt")
             if self.args.track:
                 import wandb

@@ -68,13 +68,13 @@ def test_wsa_equals_numpy():
     h, w = numpy_wsa(wsa.state_dict(), embeddings, context, 32)
     assert w.std() > 0.01  # the example says something
     np.testing.assert_allclose(wsa(embeddings, context).detach().numpy(), h, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(wsa.attention(embeddings, context).detach().numpy(), w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(wsa.state_and_weights(embeddings, context)[1].detach().numpy(), w, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_are_a_distribution_and_are_what_forward_uses():
     wsa = WeightSharingAttention(PAPER_SHAPES, CONTEXT_SHAPE, features_dim=16)
     embeddings, context = random_inputs(PAPER_SHAPES, batch=50)
-    w = wsa.attention(embeddings, context)
+    w = wsa.state_and_weights(embeddings, context)[1]
     assert w.shape == (50, 4) and (w >= 0).all()
     torch.testing.assert_close(w.sum(dim=1), torch.ones(50))
     e = torch.stack([wsa.adapters[name](embeddings[name]) for name in PAPER_SHAPES], dim=1)
@@ -102,7 +102,7 @@ def test_models_come_and_go():
     embeddings, context = random_inputs({"a": (5,), "b": (7,), "c": (9, 20, 20)})
     before = wsa(embeddings, context)
     wsa.add_model("c", (9, 20, 20))
-    assert wsa.attention(embeddings, context).shape == (3, 3)
+    assert wsa.state_and_weights(embeddings, context)[1].shape == (3, 3)
     wsa.remove_model("c")
     torch.testing.assert_close(wsa(embeddings, context), before)
     with pytest.raises(ValueError, match="already"):

@@ -12,8 +12,9 @@ from test_combiners import CONTEXT_SHAPE, PAPER_SHAPES, numpy_conv, random_input
 from test_ppo import scalars
 
 import ppo_wsa_atari
-from combiners import COMBINERS, Reservoir, WeightedSum, find_combiner, options_of
+from combiners import COMBINERS, Reservoir, find_combiner, options_of
 from combiners.schedule import Change, apply_change, parse_schedule
+from combiners.weighted_sum import WeightedSum
 from encoders import PRETRAININGS, save_encoder
 from encoders.frozen import typical_frames
 from environments.atari import make_env
@@ -116,7 +117,8 @@ def test_modes_that_weigh(mode):
     w = np.exp(scores - scores.max(axis=1, keepdims=True))
     w /= w.sum(axis=1, keepdims=True)
     check(combine, embeddings, context, (w[:, :, None] * e).sum(axis=1), d)
-    np.testing.assert_allclose(combine.attention(embeddings, context).detach().numpy(), w, rtol=1e-3, atol=1e-5)
+    _, weights = combine.state_and_weights(embeddings, context)
+    np.testing.assert_allclose(weights.detach().numpy(), w, rtol=1e-3, atol=1e-5)
 
 
 def test_random_weights_are_not_trained():
@@ -138,8 +140,8 @@ def test_the_scorers_last_activation():
         model.scorer.bias.data -= 1e3
     assert relu.diagnose(embeddings, context)["dead_scores"] == 1.0
     # dead: weights stuck at 1/N
-    torch.testing.assert_close(relu.attention(embeddings, context), torch.full((20, 4), 0.25))
-    assert none.attention(embeddings, context).std() > 0
+    torch.testing.assert_close(relu.state_and_weights(embeddings, context)[1], torch.full((20, 4), 0.25))
+    assert none.state_and_weights(embeddings, context)[1].std() > 0
 
 
 @pytest.mark.parametrize("kind", ["hidden", "bounded"])
@@ -151,7 +153,7 @@ def test_scorers_with_a_hidden_layer(kind):
     p, (embeddings, context) = parameters_of(combine), random_inputs(PAPER_SHAPES, batch=20)
     with torch.no_grad():
         e, c = combine.adapt(embeddings, context)
-        found, weights = combine.scores(e, c).numpy(), combine.attention(embeddings, context).numpy()
+        found, weights = combine.scores(e, c).numpy(), combine.state_and_weights(embeddings, context)[1].numpy()
     normal = lambda x: (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)  # noqa: E731
     e, c = e.double().numpy(), c.double().numpy()
     both = np.concatenate([np.repeat(normal(c)[:, None], 4, axis=1), normal(e)], axis=2)
@@ -174,7 +176,8 @@ def test_how_much_the_context_moves_the_weights():
             nn.init.normal_(combine.scorer[2].weight)
         swapped = torch.cat([context[-1:], context[:-1]])
         with torch.no_grad():
-            weights, other = combine.attention(embeddings, context), combine.attention(embeddings, swapped)
+            _, weights = combine.state_and_weights(embeddings, context)
+            _, other = combine.state_and_weights(embeddings, swapped)
         found[kind] = combine.diagnose(embeddings, context)["context_effect"]
         assert found[kind] == pytest.approx((weights - other).abs().sum(dim=1).mean().item() / 2, abs=1e-6)
     assert found["linear"] < 1e-6 < 1e-3 < found["hidden"]
@@ -224,9 +227,8 @@ def test_permutation_and_removal(mode):
     permuted.load_state_dict(combine.state_dict())
     torch.testing.assert_close(permuted(embeddings, context), combine(embeddings, context), rtol=1e-4, atol=1e-4)
     columns = [list(PAPER_SHAPES).index(name) for name in order]
-    torch.testing.assert_close(
-        permuted.attention(embeddings, context), combine.attention(embeddings, context)[:, columns]
-    )
+    _, weights = combine.state_and_weights(embeddings, context)
+    torch.testing.assert_close(permuted.state_and_weights(embeddings, context)[1], weights[:, columns])
     combine.remove_model("keypoint_maps")
     never = COMBINERS[mode](
         {n: s for n, s in PAPER_SHAPES.items() if n != "keypoint_maps"}, CONTEXT_SHAPE, features_dim=32
@@ -239,7 +241,7 @@ def test_reservoir_equals_a_numpy_recurrence():
     """Five steps of three environments; in the second one a game ends before the third step."""
     combine = COMBINERS["reservoir"](PAPER_SHAPES, CONTEXT_SHAPE, reservoir_units=50, reservoir_input_scale=0.01)
     p = parameters_of(combine)
-    state, expected = combine.initial_state(3), np.zeros((3, 50))
+    state, expected = combine.first_memory(3), np.zeros((3, 50))
     for step in range(5):
         embeddings, context = random_inputs(PAPER_SHAPES)
         new_game = torch.tensor([False, step == 2, False])
@@ -579,7 +581,7 @@ def test_ones_own_combiner(args, tmp_path, monkeypatch):
     np.testing.assert_allclose(weights.sum(dim=1), 1.0, rtol=1e-5)
     with pytest.raises(InputError, match="my_combiner:Nothing: cannot be made"):
         main(args(combiner="my_combiner:Nothing"))
-    with pytest.raises(InputError, match="must be a class derived from WeightedSum or Concatenation"):
+    with pytest.raises(InputError, match="must be a class derived from Combiner"):
         main(args(combiner="math:sqrt"))
     with pytest.raises(InputError, match="--scorer is an option of --combiner wsa, not of my_combiner:Cosine"):
         main(args(combiner="my_combiner:Cosine", scorer="hidden"))
