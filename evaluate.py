@@ -84,7 +84,7 @@ class Args:
     suite: bool = False
     """the unchanged game and all of its variations, with a table and a bar plot"""
     drop_encoders: tuple[str, ...] = ()
-    """play without these frozen models, for modes that weigh"""
+    """play without these frozen models, for combiners that weigh"""
 
     attention: bool = False
     """watch one game closely, in place of counting scores: each model's weight over time, and a film"""
@@ -380,7 +380,7 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
         plot_weights(steps, names, title, output / "weights.png")
         print(weights_table(summary))
     elif getattr(agent.agent, "frozen", None) is not None:
-        print(f"{agent.label}: this agent's mode has no weights; the film shows the game alone.")
+        print(f"{agent.label}: this agent's combiner has no weights; the film shows the game alone.")
     if args.film_steps and not screens:
         print(f"no film: the game was over before --film-start {args.film_start}.")
     if screens:

@@ -32,7 +32,7 @@ import torch
 import torch.nn as nn
 from torch.distributions import Categorical
 
-from combiners import ModeOptions, check_options, find_combiner, make_combiner
+from combiners import CombinerOptions, check_options, find_combiner, make_combiner
 from combiners.adapters import layer_init
 from combiners.schedule import apply_change, parse_schedule
 from combiners.weighted_sum import WeightedSum
@@ -52,7 +52,7 @@ MAY_DIFFER_ON_RESUME = MAY_DIFFER | {"pretrained_dir"}
 
 
 @dataclass
-class Args(ModeOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
+class Args(CombinerOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
     """Weight Sharing Attention"""
 
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
@@ -92,7 +92,7 @@ def check_args(args: Args) -> None:
         raise InputError(f"--encoders {' '.join(args.encoders)}: name at least one model, and none twice.")
     if args.weights_ent_coef and not getattr(find_combiner(args.combiner), "learns_weights", False):
         raise InputError(
-            f"--weights-ent-coef is for modes that learn weights (wsa, dot_product), not for {args.combiner}."
+            f"--weights-ent-coef is for combiners that learn weights (wsa, dot_product), not for {args.combiner}."
         )
     parse_schedule(args.schedule, args.encoders, find_combiner(args.combiner))
     if args.features_dim < 1 or not args.hidden_sizes or min(args.hidden_sizes) < 1:
@@ -116,7 +116,7 @@ class Agent(nn.Module):
 
     Args:
         shapes: {name: shape of its embedding without the batch}.
-        context_name: the model among them that gives the context, if the mode has one.
+        context_name: the model among them that gives the context, if the combiner has one.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], context_name: str | None, num_actions: int, args: Args):
@@ -154,7 +154,7 @@ class Agent(nn.Module):
         return autocast(self.precision, next(iter(seen.values())).device)
 
     def state(self, seen: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The state h that the heads see (B, out_dim) and, for modes that weigh, the weights w (B, N)."""
+        """The state h that the heads see (B, out_dim) and, for combiners that weigh, the weights w (B, N)."""
         return self.combiner.state_and_weights(seen, seen.get(self.context_name))
 
     def get_value(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -166,7 +166,7 @@ class Agent(nn.Module):
         self, seen: dict[str, torch.Tensor], action: torch.Tensor | None = None, forced: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """{name: (B, *shape)} -> action (drawn, unless given), its log-probability, the policy's entropy, value, each
-        (B,); and the weights (B, N) of modes that weigh.
+        (B,); and the weights (B, N) of combiners that weigh.
 
         `forced` (B,): the actions that the environment plays whatever is drawn (FIRE after a lost life), -1 where it
         plays what is drawn.
@@ -214,11 +214,11 @@ class Player(nn.Module):
 
     @property
     def weighed(self) -> tuple[str, ...]:
-        """Names of the models in the order of the weights' columns; none for modes that do not weigh."""
+        """Names of the models in the order of the weights' columns; none for combiners that do not weigh."""
         return self.agent.names if isinstance(self.agent.combiner, WeightedSum) else ()
 
     def drop(self, spec: str) -> None:
-        """Go on without one of the models; raises InputError if the mode needs all, it is not there, or is the last
+        """Go on without one of the models; raises InputError if the combiner needs all, it is not there, or is the last
         one."""
         try:
             self.agent.combiner.remove_model(short_name(spec))
@@ -227,7 +227,7 @@ class Player(nn.Module):
 
     @torch.no_grad()
     def act_and_weights(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of modes that weigh."""
+        """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of combiners that weigh."""
         x = torch.as_tensor(obs, device=next(self.agent.parameters()).device)
         if self.last_obs is None or len(self.last_obs) != len(x):
             self.memory, self.last_obs = self.agent.combiner.first_memory(len(x)), torch.ones_like(x)
@@ -280,8 +280,7 @@ def ppo_loss(
     vf_coef: float,
     weights_ent_coef: float,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
-    """PPO's loss of one minibatch (Schulman et al. 2017, eq. 9), what is logged of it, and the weights (B, N) of modes
-    that weigh.
+    """PPO's loss of one minibatch (Schulman et al. 2017, eq. 9), what is logged of it, and the weights (B, N), if any.
 
     Args:
         seen: {name: (B, *shape)}.

@@ -1,4 +1,4 @@
-"""What the modes that concatenate have in common: spatial adapters, and a set of models that is fixed."""
+"""What the combiners that concatenate have in common: spatial adapters, and a set of models that is fixed."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from combiners.combiner import Combiner
 
 
 class Concatenation(Combiner):
-    """Spatially adapted embeddings, sorted into vectors and 16x16 maps; a mode decides what becomes of them.
+    """Spatially adapted embeddings, sorted into vectors and 16x16 maps; a combiner decides what becomes of them.
 
     Args:
         embedding_shapes: {model's name: shape of its embedding without the batch}.

@@ -28,11 +28,11 @@ def parse_schedule(schedule: tuple[str, ...], encoders: tuple[str, ...], combine
     Args:
         schedule: "add:<model>:<step>" or "drop:<model>:<step>".
         encoders: the models that are there at the start.
-        combiner: the class of the mode.
+        combiner: its class.
 
     Raises:
-        InputError: not of that form; the mode cannot change its set; a model is added twice, removed where it is not,
-            or is the last one.
+        InputError: not of that form; the combiner cannot change its set; a model is added twice, removed where it is
+            not, or is the last one.
     """
     changes = []
     for entry in schedule:

@@ -1,6 +1,6 @@
-"""What the modes that weigh have in common: adapted embeddings, a weight for each, their weighted sum.
+"""What the combiners that weigh have in common: adapted embeddings, a weight for each, their weighted sum.
 
-A mode (wsa, dot_product, uniform, random_weights) says how to score; the weights are the scores' softmax over the
+A combiner (wsa, dot_product, uniform, random_weights) says how to score; the weights are the scores' softmax over the
 models.
 """
 
@@ -17,7 +17,7 @@ class WeightedSum(Combiner):
     Args:
         embedding_shapes: {model's name: shape of its embedding without the batch}; its order is that of the weights'
             columns.
-        context_shape: shape of the context without the batch; None for modes that do not look at it.
+        context_shape: shape of the context without the batch; None for combiners that do not look at it.
         features_dim: the paper's d, the width of adapted embeddings, context and state.
 
     Raises:
@@ -49,7 +49,7 @@ class WeightedSum(Combiner):
         return tuple(self.adapters)
 
     def scores(self, e: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """Adapted embeddings e (B, N, d) and adapted context c (B, d) -> scores (B, N). Each mode has its own."""
+        """Adapted embeddings e (B, N, d) and adapted context c (B, d) -> scores (B, N). Each combiner has its own."""
         raise NotImplementedError
 
     def adapt(

@@ -718,7 +718,7 @@ def test_bad_flags_are_refused(script, args, changes, says, monkeypatch):
         ({"encoders": ("resnet",)}, "resnet: no such model; the known ones are state_representation"),
         ({"encoders": ()}, "at least one model"),
         ({"encoders": ("autoencoder", "autoencoder")}, "none twice"),
-        ({"combiner": "average"}, "average: no such mode; the known ones are wsa"),
+        ({"combiner": "average"}, "average: no such combiner; the known ones are wsa"),
         (
             {"env_id": "ALE/Freeway-v5"},
             "python pretrain_encoders.py --env-id ALE/Freeway-v5 --encoders state_representation image_completion",
