@@ -77,9 +77,14 @@ class Args(PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
     """PPO from pixels"""
 
 
-def check_args(args: PPOFlags) -> None:
-    """Refuse, before any work, flags of PPO and of the games that cannot work; raises InputError."""
+def check_args(args: Args) -> None:
+    """Refuse, before any work, flags that cannot work; raises InputError."""
     check_games(args)
+    check_ppo(args)
+
+
+def check_ppo(args: PPOFlags) -> None:
+    """Refuse flags of PPO that cannot work; raises InputError."""
     at_least_one = ("num_steps", "num_minibatches", "update_epochs")
     check_ranges(args, at_least_one, ("gamma", "gae_lambda"), ("learning_rate", "clip_coef", "max_grad_norm"))
     processes.check_rollouts(args)

@@ -35,24 +35,23 @@ from torch.distributions import Categorical
 from combiners import CombinerOptions, check_options, find_combiner, make_combiner
 from combiners.adapters import layer_init
 from combiners.schedule import apply_change, parse_schedule
-from combiners.weighted_sum import WeightedSum
 from encoders.frozen import FrozenModels, KeptEmbeddings, require_known, short_name
-from environments.atari import AtariFlags, evaluation_games, game_name, make_envs
+from encoders.player import Player
+from environments.atari import AtariFlags, check_games, evaluation_games, game_name, make_envs
 from housekeeping import checkpoints, processes
 from housekeeping.flags import InputError, start
 from housekeeping.memory import to_device
 from housekeeping.precision import Float32Linear, autocast, to_play_in
 from housekeeping.run import MAY_DIFFER, EvaluationFlags, Run, RunFlags, read_args
 from housekeeping.seeds import env_seeds
-from ppo_e2e_atari import PPOFlags, compute_advantages
-from ppo_e2e_atari import check_args as check_ppo_args
+from ppo_e2e_atari import PPOFlags, check_ppo, compute_advantages
 
 SCRIPT = "ppo_wsa_atari"  # what a checkpoint of this script calls itself
 MAY_DIFFER_ON_RESUME = MAY_DIFFER | {"pretrained_dir"}
 
 
 @dataclass
-class Args(CombinerOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
+class WSAFlags:
     """Weight Sharing Attention"""
 
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
@@ -82,9 +81,20 @@ class Args(CombinerOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
     drop:autoencoder:400000"""
 
 
+@dataclass
+class Args(WSAFlags, CombinerOptions, PPOFlags, AtariFlags, RunFlags, EvaluationFlags):
+    """PPO on what frozen models see"""
+
+
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
-    check_ppo_args(args)
+    check_games(args)
+    check_ppo(args)
+    check_wsa(args)
+
+
+def check_wsa(args: WSAFlags) -> None:
+    """Refuse flags of the method that cannot work; raises InputError."""
     check_options(args)
     require_known((*args.encoders, args.context_encoder))
     names = [short_name(spec) for spec in args.encoders]
@@ -99,7 +109,7 @@ def check_args(args: Args) -> None:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")
 
 
-def open_models(args: Args, pretrained_dir: str | None = None) -> FrozenModels:
+def open_models(args: WSAFlags, pretrained_dir: str | None = None) -> FrozenModels:
     """The frozen models that a run with these flags will need once; raises InputError if some are missing."""
     combiner = find_combiner(args.combiner)
     coming = [c.spec for c in parse_schedule(args.schedule, args.encoders, combiner) if c.kind == "add"]
@@ -199,49 +209,6 @@ def head(
     return nn.Sequential(*layers, layer_init(Float32Linear(in_features, out_features), gain))
 
 
-class Player(nn.Module):
-    """Frozen models and trained agent together, to play: in evaluation, or as an expert.
-
-    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first
-    observation starts its row anew: its three older frames are empty, and they are not the newest three of the call
-    before (in a game that goes dark they are).
-    """
-
-    def __init__(self, frozen: FrozenModels, agent: Agent):
-        super().__init__()
-        self.frozen, self.agent, self.precision = frozen, agent, agent.precision
-        self.memory = self.last_obs = None
-
-    @property
-    def weighed(self) -> tuple[str, ...]:
-        """Names of the models in the order of the weights' columns; none for combiners that do not weigh."""
-        return self.agent.names if isinstance(self.agent.combiner, WeightedSum) else ()
-
-    def drop(self, spec: str) -> None:
-        """Go on without one of the models; raises InputError if the combiner needs all, it is not there, or is the last
-        one."""
-        try:
-            self.agent.combiner.remove_model(short_name(spec))
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    @torch.no_grad()
-    def act_and_weights(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of combiners that weigh."""
-        x = torch.as_tensor(obs, device=next(self.agent.parameters()).device)
-        if self.last_obs is None or len(self.last_obs) != len(x):
-            self.memory, self.last_obs = self.agent.combiner.first_memory(len(x)), torch.ones_like(x)
-        new_game = (x[:, :-1] == 0).flatten(1).all(dim=1) & (self.last_obs[:, 1:] > 0).flatten(1).any(dim=1)
-        self.last_obs = x.clone()
-        seen, self.memory = self.agent.see(self.frozen, x, self.memory, new_game)
-        return self.agent.choose(seen, greedy)
-
-    def act(self, obs: np.ndarray | torch.Tensor, greedy: bool) -> np.ndarray | torch.Tensor:
-        """uint8 (B, 4, 84, 84) -> actions (B,). An array gives an array, a tensor a tensor."""
-        actions, _ = self.act_and_weights(obs, greedy)
-        return actions if isinstance(obs, torch.Tensor) else actions.cpu().numpy()
-
-
 def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: str | None = None) -> Player:
     """The trained agent of a checkpoint of this script with the frozen models it was trained with, ready to `act`.
 
@@ -252,12 +219,20 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
         InputError: no such file, damaged, of another script; a stored model is missing, or another one than in
         training.
     """
-    checkpoint = checkpoints.load_checkpoint(path, SCRIPT)
-    args = checkpoints.saved_args(Args, checkpoint["args"])
+    return open_player(path, SCRIPT, Args, Agent, device, pretrained_dir)
+
+
+def open_player(
+    path: Path, script: str, args_class: type, agent_class: type[Agent], device: torch.device | str, models: str | None
+) -> Player:
+    """The same for the checkpoints of any script whose agent is an `agent_class`; `models` is where the stored ones
+    are."""
+    checkpoint = checkpoints.load_checkpoint(path, script)
+    args = checkpoints.saved_args(args_class, checkpoint["args"])
     args.precision = to_play_in(args.precision, torch.device(device), path)
-    frozen = open_models(args, pretrained_dir)
+    frozen = open_models(args, models)
     frozen.restore(checkpoint, path)
-    agent = Agent(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
+    agent = agent_class(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
     changes = parse_schedule(args.schedule, args.encoders, find_combiner(args.combiner))
     for change in changes[: checkpoint["changes_done"]]:
         apply_change(change, agent.combiner, frozen.shapes, args.seed)

@@ -30,10 +30,10 @@ from tqdm import tqdm
 from encoders import ENCODERS, PRETRAINED, PRETRAININGS, load_encoder, save_encoder
 from encoders.frames import FrameData, collect_frames
 from encoders.pictures import draw_picture
-from environments.atari import game_name
+from environments import folder_name, rendered
 from housekeeping import device as devices
 from housekeeping import files, precision, processes
-from housekeeping.flags import InputError, check_ranges, parse, start
+from housekeeping.flags import InputError, check_ranges, parse, require_defaults, start
 from housekeeping.precision import Precision
 from housekeeping.run import BAR
 
@@ -43,7 +43,7 @@ class Args:
     """pre-training"""
 
     env_id: str = "ALE/Pong-v5"
-    """the game, a Gymnasium id"""
+    """the game, or another environment that draws itself (Reacher-v5), a Gymnasium id"""
     encoders: tuple[str, ...] = (
         "state_representation",
         "autoencoder",
@@ -69,6 +69,8 @@ class Args:
     """that share, if there is an expert"""
     repeat_action_probability: float = 0.0
     """sticky actions while collecting"""
+    action_repeat: int = 1
+    """of environments that are no Atari games: as their agents will be trained"""
     num_envs: int = 8
     """games played side by side while collecting"""
     validation_fraction: float = 0.1
@@ -98,7 +100,12 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
-    game_name(args.env_id)
+    if rendered.is_rendered(args.env_id):
+        require_defaults(args, ("repeat_action_probability", "expert_checkpoint"), "Atari games")
+        rendered.check_environment(args)
+    else:
+        folder_name(args.env_id)
+        require_defaults(args, ("action_repeat",), "environments that are no Atari games")
     processes.require_one_process("pretrain_encoders")
     unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or not args.encoders:
@@ -180,7 +187,7 @@ def train(
     if first_step == 0:
         untrained = validate(pretraining, data, args.validation_samples, args.seed, device)
 
-    log_dir = Path(args.runs_dir) / f"{game_name(args.env_id)}__pretrain_encoders__{args.seed}" / "+".join(names)
+    log_dir = Path(args.runs_dir) / f"{folder_name(args.env_id)}__pretrain_encoders__{args.seed}" / "+".join(names)
     writer = SummaryWriter(str(log_dir), purge_step=first_step + 1)
     interval = max(1, steps // 20)
     loss_of = torch.compile(pretraining.loss) if args.compile else pretraining.loss  # fast: fused kernels
@@ -250,7 +257,7 @@ def train(
         validation, step = best["validation"], best["step"]
     reconstructs = name not in ("state_representation", "object_masks", "masked_autoencoder")
     description = {
-        "game": game_name(args.env_id),
+        "game": folder_name(args.env_id),
         "env_id": args.env_id,
         "data": {
             "frames": data.num_frames,
@@ -283,7 +290,7 @@ def train(
 def main(args: Args) -> None:
     check_args(args)
     devices.prepare_cpu(args.torch_threads)
-    game = game_name(args.env_id)
+    game = folder_name(args.env_id)
     folder, data_folder = Path(args.pretrained_dir or PRETRAINED) / game, Path(args.data_dir) / game
     for path in (folder, data_folder, Path(args.runs_dir)):
         files.require_writable(path)
@@ -296,7 +303,7 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     todo: list[str] = []  # one name for each pre-training that has work to do
     for name in args.encoders:
         if (folder / f"{name}.pt").exists() and not args.retrain:
-            load_encoder(folder / f"{name}.pt", game=game_name(args.env_id))  # refuse a damaged file now
+            load_encoder(folder / f"{name}.pt", game=folder_name(args.env_id))  # refuse a damaged file now
             print(f"{folder / name}.pt is stored already; --retrain makes it again")
         elif PRETRAININGS[name] not in [PRETRAININGS[other] for other in todo]:
             together = list(PRETRAININGS[name]().stored_models())

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from behavior_transfer.coverage import coverage
 from environments.atari import AtariFlags, check_games, game_name, make_envs
 from environments.ram import POSITION
+from environments.scaling import RunningMoments
 from housekeeping import checkpoints, processes, run
 from housekeeping.flags import InputError, check_ranges, require_defaults, start
 from housekeeping.memory import require_memory, to_device
@@ -119,36 +120,6 @@ def check_args(args: Args) -> None:
         raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
     if args.intrinsic == "rnd":
         require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
-
-
-class RunningMoments(nn.Module):
-    """Mean and variance of all that was seen so far (Chan et al. 1979's rule for joining two samples), in double
-    precision.
-
-    What was seen before never counts as more than `horizon` samples, so that it fades. Its numbers are buffers, so that
-    they are in the checkpoint.
-    """
-
-    def __init__(self, shape: tuple[int, ...] = (), horizon: float = float("inf")):
-        super().__init__()
-        self.horizon = horizon
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        # of the population; 1 as long as nothing was seen
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def update(self, x: torch.Tensor) -> None:
-        """Take in x (n, *shape); n may be 0."""
-        if len(x) == 0:
-            return
-        x = x.double()
-        n, total = len(x), self.count + len(x)
-        delta = x.mean(dim=0) - self.mean
-        squares = self.var * self.count + x.var(dim=0, correction=0) * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(squares / total)
-        self.count.copy_(total.clamp(max=self.horizon))
 
 
 class EpisodicMemory:

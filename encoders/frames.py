@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from environments.atari import fire_action, make_envs
+from environments import random_play, rendered
+from environments.atari import fire_action
 from housekeeping import checkpoints, files
 from housekeeping.flags import InputError
 from housekeeping.run import BAR
@@ -44,7 +45,10 @@ def collect_frames(
         "expert_fraction": args.expert_fraction if expert else 0.0,
         "seed": args.seed,
     }
-    fire = fire_action(args.env_id) is not None
+    atari = not rendered.is_rendered(args.env_id)
+    if not atari:
+        made_by["action_repeat"] = args.action_repeat
+    fire = atari and fire_action(args.env_id) is not None
     index_path, frames_path = folder / "index.json", folder / "frames.u8"
     index = {**made_by, "fire_after_lost_life": fire, "games": []}
     if index_path.exists():
@@ -72,7 +76,7 @@ def collect_frames(
 
     rng = np.random.default_rng([args.seed, total])
     torch.manual_seed(int(rng.integers(2**31)))  # the expert's draws
-    envs = make_envs(args.env_id, args.num_envs, args.repeat_action_probability)
+    envs, draw = random_play(args.env_id, args.num_envs, rng, args.repeat_action_probability, args.action_repeat)
     obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 2, total))
     begun = len(games)
 
@@ -93,7 +97,7 @@ def collect_frames(
         file.truncate(total * 84 * 84)  # a stopped run may have left part of a game
         file.seek(0, os.SEEK_END)
         while total < num_frames and not interrupted.is_set():
-            actions = rng.integers(envs.single_action_space.n, size=args.num_envs)
+            actions = draw()
             if by_expert.any():
                 actions[by_expert] = expert.act(obs, greedy=False)[by_expert]
             obs, _, terminated, truncated, info = envs.step(actions)
@@ -101,7 +105,7 @@ def collect_frames(
                 if not (terminated[i] or truncated[i]):
                     frames[i].append(obs[i, -1].copy())
                     continue
-                frames[i].append(info["final_obs"][i, -1].copy())
+                frames[i].append(info["final_obs"][i][-1].copy())
                 game = np.stack(frames[i])[: num_frames - total]
                 file.write(game.tobytes())
                 file.flush()

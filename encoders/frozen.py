@@ -11,7 +11,7 @@ import torch.nn as nn
 from encoders import ENCODERS, PRETRAINED, load_encoder
 from encoders.fast import folded
 from encoders.own_model import make_own_model
-from environments.atari import game_name, make_envs
+from environments import folder_name, random_play
 from housekeeping import precision
 from housekeeping.flags import InputError
 from housekeeping.memory import require_memory, take_rows
@@ -63,7 +63,7 @@ class FrozenModels(nn.Module):
         pretrained_dir: str | None = None,
     ):
         super().__init__()
-        self.env_id, game = env_id, game_name(env_id)
+        self.env_id, game = env_id, folder_name(env_id)
         folder = Path(pretrained_dir or PRETRAINED) / game
         by_name: dict[str, str] = {}
 
@@ -229,12 +229,12 @@ class KeptEmbeddings:
 @functools.cache
 def typical_frames(env_id: str) -> torch.Tensor:
     """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: what centring takes means of."""
-    envs = make_envs(env_id, 8)
+    envs, draw = random_play(env_id, 8, np.random.default_rng(0))
     obs, _ = envs.reset(seed=env_seeds(8, 0, 8))
-    rng, frames = np.random.default_rng(0), []
+    frames = []
     for step in range(32 * 25):
         if step % 25 == 0:
             frames.append(torch.from_numpy(obs.copy()))
-        obs, *_ = envs.step(rng.integers(envs.single_action_space.n, size=8))
+        obs, *_ = envs.step(draw())
     envs.close()
     return torch.cat(frames)

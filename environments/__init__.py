@@ -1,2 +1,31 @@
 """What an agent plays: Atari games (atari.py), changed ones (hackatari.py), where things are in their memory (ram.py),
-and plots and films of games that were played (pictures.py)."""
+any Gymnasium environment that draws itself (rendered.py), rewards brought to one scale (scaling.py), and plots and
+films of what was played (pictures.py)."""
+
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+
+from environments import atari, rendered
+
+
+def folder_name(env_id: str) -> str:
+    """What the folders of a game or environment are called: "Pong", "Reacher"; raises InputError if it is not known."""
+    return rendered.folder_name(env_id) if rendered.is_rendered(env_id) else atari.game_name(env_id)
+
+
+def random_play(
+    env_id: str,
+    num_envs: int,
+    rng: np.random.Generator,
+    repeat_action_probability: float = 0.0,
+    action_repeat: int = 1,
+) -> tuple[gym.vector.VectorEnv, Callable[[], np.ndarray]]:
+    """Environments side by side, and what draws their next actions: each with the same probability, or smooth random
+    movements where actions are continuous."""
+    if rendered.is_rendered(env_id):
+        envs = rendered.make_envs(env_id, num_envs, action_repeat)
+        return envs, rendered.smooth_actions(num_envs, envs.single_action_space.shape[0], rng)
+    envs = atari.make_envs(env_id, num_envs, repeat_action_probability)
+    return envs, lambda: rng.integers(envs.single_action_space.n, size=num_envs)

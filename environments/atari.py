@@ -62,6 +62,10 @@ def game_name(env_id: str) -> str:
     if bare in games:
         raise InputError(f"--env-id {env_id}: this project uses Gymnasium's present ids; write --env-id {games[bare]}.")
     near = [games[name] for name in difflib.get_close_matches(bare, games, cutoff=0.4)]
+    if env_id in gym.registry:
+        raise InputError(
+            f"--env-id {env_id}: no Atari game; ppo_wsa_continuous.py and ppo_e2e_continuous.py play others."
+        )
     hint = f"did you mean {' or '.join(near)}?" if near else "an example of a known one is ALE/Pong-v5."
     raise InputError(f"--env-id {env_id}: no such Atari game; {hint}")
 
@@ -265,7 +269,8 @@ def play_games(
         lengths += 1
         for i in np.flatnonzero(terminated | truncated):
             if len(games[i]) < quota[i]:
-                games[i].append((int(scores[i]), int(lengths[i]), bool(truncated[i])))
+                score = int(scores[i]) if scores[i].is_integer() else float(scores[i])
+                games[i].append((score, int(lengths[i]), bool(truncated[i])))
                 on_game()
             scores[i], lengths[i] = 0, 0
     envs.close()

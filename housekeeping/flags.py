@@ -40,11 +40,11 @@ def parse(args_class: type[T], description: str | None, default: T | None = None
         default: what the flags are that are not given; None: the defaults of the class.
         argv: in place of the command line.
     """
-    groups = {}
-    for cls in args_class.__mro__:
-        if is_dataclass(cls) and (
-            own := [f for f in fields(args_class) if f.name in cls.__dict__.get("__annotations__", {})]
-        ):
+    groups, listed = {}, set()
+    for cls in (cls for cls in args_class.__mro__ if is_dataclass(cls)):
+        names = set(cls.__dict__.get("__annotations__", {})) - listed  # one that gives a parent's flag another default
+        listed |= names
+        if own := [f for f in fields(args_class) if f.name in names]:
             title = (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")
             groups[title] = make_dataclass(cls.__name__, [_described(cls, f, default) for f in own])
     members = [

@@ -1,0 +1,225 @@
+"""Any Gymnasium environment that draws itself and takes continuous actions, seen as an Atari game is: by its picture.
+
+An observation is uint8 (4, 84, 84): the picture in grey, the newest four (oldest first, zeros before an episode's
+first one). What the simulator knows in numbers (joint angles, goals) is not in it. An action is a vector with each
+number from -1 to 1, whatever the environment's box is; what is outside is clipped. Drawing is what costs, so the
+environments run in processes of their own, and the picture is taken once a step.
+
+Reacher-v5 (an arm of two links must reach a point, in MuJoCo) and gym_pusht/PushT-v0 (a block must be pushed into
+place) are tested; others work by their id.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import (
+    AddRenderObservation,
+    ClipAction,
+    FrameStackObservation,
+    GrayscaleObservation,
+    RescaleAction,
+    ResizeObservation,
+)
+
+from environments.atari import play_games
+from housekeeping.flags import InputError, check_ranges
+from housekeeping.seeds import env_seeds
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
+os.environ.setdefault("LP_NUM_THREADS", "1")  # fast: each process draws with one thread
+
+INSTALL = "pip install -r requirements-continuous.txt, and what docs/continuous.md says"
+# How the tested ones are drawn. Reacher's own camera shows the target smaller than a pixel: ours looks down on the arm
+DRAWN: dict[str, dict[str, Any]] = {
+    "Reacher-v5": {
+        "width": 84,
+        "height": 84,
+        "default_camera_config": {"distance": 0.62, "elevation": -90.0, "azimuth": 90.0, "lookat": np.zeros(3)},
+    },
+    "gym_pusht/PushT-v0": {"obs_type": "state", "visualization_width": 96, "visualization_height": 96},
+}
+ENDS_WHEN_SOLVED = {"gym_pusht/PushT-v0"}  # an episode that the time limit did not cut off is a success
+SMOOTHNESS = 0.9  # of random play: how much of an action is left in the next one
+
+
+@dataclass
+class RenderedFlags:
+    """environment"""
+
+    env_id: str = "Reacher-v5"
+    """the environment, a Gymnasium id: Reacher-v5, gym_pusht/PushT-v0, or another one that draws itself"""
+    num_envs: int = 8
+    """environments side by side, each in a process"""
+    action_repeat: int = 1
+    """each action is played so many times, and their rewards are added; the picture is taken once"""
+
+
+def is_rendered(env_id: str) -> bool:
+    """Whether this is one of Gymnasium's environments and no Atari game; looks for a package of its namespace, too."""
+    namespace, _, _ = env_id.rpartition("/")
+    if namespace.isidentifier() and namespace != "ALE":
+        with suppress(ImportError):
+            importlib.import_module(namespace)  # packages register their environments when they are imported
+    return env_id in gym.registry and "ale_py" not in str(gym.registry[env_id].entry_point)
+
+
+def folder_name(env_id: str) -> str:
+    """What its folders are called: "gym_pusht/PushT-v0" -> "PushT"."""
+    return env_id.rpartition("/")[2].rpartition("-v")[0]
+
+
+def check_environment(args: RenderedFlags) -> None:
+    """Refuse flags that nothing can be played with, after trying it for one step; raises InputError."""
+    check_ranges(args, ("num_envs", "action_repeat"))
+    make_env(args.env_id).close()
+
+
+class ActionRepeat(gym.Wrapper):
+    """Each action `times` times, or until the episode ends; the reward is the sum."""
+
+    def __init__(self, env: gym.Env, times: int):
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        total = 0.0
+        for _ in range(self.times):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> gym.Env:
+    """One environment: actions (n,) from -1 to 1 in, observations uint8 (4, 84, 84) out.
+
+    Args:
+        from_state: observations are the simulator's own numbers in place of pictures.
+
+    Raises:
+        InputError: not known, not installed, actions that are no bounded vector, or it cannot draw itself here.
+    """
+    if not is_rendered(env_id):
+        if "ALE/" in env_id or "NoFrameskip" in env_id:
+            raise InputError(f"--env-id {env_id} is an Atari game: play it with the scripts whose names end in _atari.")
+        raise InputError(
+            f"--env-id {env_id}: no such environment here; {' and '.join(DRAWN)} are tried, others work by their "
+            f"Gymnasium id if their package is installed. {INSTALL}."
+        )
+    try:
+        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **DRAWN.get(env_id, {}))
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise InputError(f"--env-id {env_id}: a package is missing: {INSTALL}.") from error
+    except Exception as error:  # someone else's code: anything can happen
+        raise InputError(
+            f"--env-id {env_id}: cannot be made to draw itself ({type(error).__name__}: {error})."
+        ) from error
+    space = env.action_space
+    if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
+        raise InputError(f"--env-id {env_id}: its actions are {space}; these scripts need a bounded vector of numbers.")
+    if "rgb_array" not in env.metadata.get("render_modes", ()):
+        raise InputError(
+            f"--env-id {env_id}: it does not draw itself (no render mode rgb_array), so there is nothing to see."
+        )
+    if hasattr(env.unwrapped, "mujoco_renderer"):
+        env.unwrapped.model.vis.quality.offsamples = 0  # fast: one sample a pixel in place of four
+    env = ClipAction(RescaleAction(ActionRepeat(env, action_repeat), np.float32(-1.0), np.float32(1.0)))
+    if from_state:
+        return env
+    try:
+        env = AddRenderObservation(env, render_only=True)
+    except Exception as error:
+        raise InputError(
+            f"--env-id {env_id}: cannot draw here ({type(error).__name__}: {error}); without a screen that needs EGL: "
+            "apt-get install libegl1 libgl1-mesa-dri"
+        ) from error
+    grey = GrayscaleObservation(env)
+    small = grey if grey.observation_space.shape == (84, 84) else ResizeObservation(grey, (84, 84))
+    return FrameStackObservation(small, 4, padding_type="zero")
+
+
+class RenderedEnvs(gym.vector.VectorWrapper):
+    """Whole episodes: `step` adds to info `games`, for each episode that is over its return and its length in agent
+    steps, in the order of environments."""
+
+    def reset(self, *, seed: np.ndarray | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        return self.env.reset(seed=None if seed is None else [int(one) for one in seed], options=options)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        self.returns += rewards
+        self.lengths += 1
+        over = terminated | truncated
+        games = [(float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
+        self.returns[over] = self.lengths[over] = 0
+        return obs, rewards, terminated, truncated, info | {"games": games}
+
+
+def make_envs(env_id: str, num_envs: int, action_repeat: int = 1, from_state: bool = False) -> RenderedEnvs:
+    """`num_envs` of `make_env` side by side, each in a process of its own; observations uint8 (num_envs, 4, 84, 84).
+
+    SAME_STEP: an episode's last step already returns the next one's first observation; its own last one is in
+    `info["final_obs"]`, an array of objects, only valid in the rows that really ended.
+    """
+    make = functools.partial(make_env, env_id, action_repeat, from_state)
+    # A process that has drawn cannot be forked: the copies would wait for ever. This server has not, and forks them all
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    envs = AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
+    return RenderedEnvs(envs)
+
+
+def smooth_actions(num_envs: int, size: int, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+    """Random play that moves: each action (num_envs, size) is near the one before. Independent ones only tremble.
+
+    A first-order autoregressive process with variance 1/2, so that most actions are within -1 and 1.
+    """
+    action = rng.normal(size=(num_envs, size))
+
+    def draw() -> np.ndarray:
+        nonlocal action
+        action = SMOOTHNESS * action + np.sqrt(1 - SMOOTHNESS**2) * rng.normal(size=(num_envs, size))
+        return (action * 0.5**0.5).astype(np.float32)
+
+    return draw
+
+
+def evaluation_games(
+    act: Callable[[np.ndarray], np.ndarray], args: RenderedFlags, num_games: int
+) -> list[tuple[float, int, bool]]:
+    """Return, length and whether it was cut off of `num_games` episodes during a training run, always the same ones."""
+    num_envs = min(num_games, args.num_envs)
+    envs = make_envs(args.env_id, num_envs, args.action_repeat, getattr(args, "from_state", False))
+    return play_games(act, envs, num_games, env_seeds(num_envs, args.seed, 1))
+
+
+def simulator_state(env: gym.Env) -> dict[str, np.ndarray]:
+    """What the simulator knows of the scene now, by kind of thing, for probes; raises InputError if not known here."""
+    inner: Any = env.unwrapped
+    if inner.spec.id == "Reacher-v5":
+        angles, target = inner.data.qpos[:2], inner.data.qpos[2:4]
+        return {
+            "joint angles": np.concatenate([np.cos(angles), np.sin(angles)]),
+            "fingertip": inner.get_body_com("fingertip")[:2].copy(),
+            "target": target.copy(),
+        }
+    if inner.spec.id == "gym_pusht/PushT-v0":
+        angle = inner.block.angle
+        return {
+            "pusher": np.array(inner.agent.position),
+            "block place": np.array(inner.block.position),
+            "block angle": np.array([np.cos(angle), np.sin(angle)]),
+        }
+    raise InputError(
+        f"--env-id {inner.spec.id}: no state of the simulator is known here to probe; {', '.join(DRAWN)} have."
+    )
