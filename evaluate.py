@@ -34,6 +34,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 from tqdm import tqdm
 
+from environments import folder_name, rendered
 from environments.atari import MAX_FRAMES_PER_GAME, game_name, make_envs, play_games
 from environments.hackatari import (
     UNCHANGED,
@@ -153,6 +154,7 @@ class Evaluated:
     script: str
     step: int
     repeat_action_probability: float
+    drawn: dict[str, Any]  # of agents of rendered environments: what else `rendered.make_env` is to know
 
 
 def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
@@ -176,21 +178,27 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
             except InputError as error:
                 raise InputError(f"--drop-encoders {name}: {path}: {error}") from error
         trained = checkpoint["args"]
-        sticky = (
-            trained["repeat_action_probability"]
-            if args.repeat_action_probability is None
-            else args.repeat_action_probability
-        )
-        opened.append(
-            Evaluated(label, path, agent, trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky)
-        )
+        sticky = args.repeat_action_probability
+        sticky = trained.get("repeat_action_probability", 0.0) if sticky is None else sticky
+        about = (trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky)
+        drawn = {name: trained[name] for name in ("action_repeat", "from_state") if name in trained}
+        opened.append(Evaluated(label, path, agent, *about, drawn))
+        if rendered.is_rendered(trained["env_id"]) and (args.suite or args.variation or sticky):
+            raise InputError(
+                f"{path}: {trained['env_id']} is no Atari game: there are no variations, no sticky actions."
+            )
     return opened
 
 
-def play(act, env_id: str, variation: str, sticky: float, args: Args, description: str) -> dict:
-    """Play whole games and count: a row of the table, with the single games under "scores", "lengths" and "cut_off"."""
+def play(act, env_id: str, variation: str, sticky: float, args: Args, description: str, **drawn: Any) -> dict:
+    """Play whole games and count: a row of the table, with the single games under "scores", "lengths" and "cut_off".
+
+    `drawn` is passed on to `rendered.make_envs`, where the environment is no Atari game.
+    """
     episodes, num_envs = games_and_envs(args)
-    if variation == UNCHANGED:
+    if rendered.is_rendered(env_id):
+        envs = rendered.make_envs(env_id, num_envs, **drawn)
+    elif variation == UNCHANGED:
         envs = make_envs(env_id, num_envs, sticky, max_frames_per_game=args.max_frames_per_game)
     else:
         make = functools.partial(make_changed_env, env_id, variation, sticky, args.max_frames_per_game)
@@ -198,7 +206,9 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
     torch.manual_seed(args.seed)
     with tqdm(total=episodes, unit="game", desc=description, **BAR, leave=False) as progress:
         games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
-    row = {"variation": variation, "game": game_name(env_id), **summarise(games), "repeat_action_probability": sticky}
+    row = {"variation": variation, "game": folder_name(env_id), **summarise(games), "repeat_action_probability": sticky}
+    if env_id in rendered.ENDS_WHEN_SOLVED:
+        row["solved"] = 1 - row["truncated"] / row["games"]
     return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
 
 
@@ -241,6 +251,7 @@ COLUMNS = {  # of the table on the screen and of results.csv
     "ci_low": "95% from",
     "ci_high": "to",
     "truncated": "cut off",
+    "solved": "solved",
     "distinct": "distinct",
     "relative": "relative",
     "first_difference": "picture",
@@ -290,8 +301,8 @@ def write_results(output: Path, args: Args, rows: list[dict]) -> None:
 
 def play_agent(agent: Evaluated, variation: str, args: Args) -> dict:
     """The row of one agent in one variation."""
-    act = functools.partial(agent.agent.act, greedy=not args.sample)
-    row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, f"{agent.label}, {variation}")
+    act, what = functools.partial(agent.agent.act, greedy=not args.sample), f"{agent.label}, {variation}"
+    row = play(act, agent.env_id, variation, agent.repeat_action_probability, args, what, **agent.drawn)
     about = {"script": agent.script, "step": agent.step, "precision": agent.agent.precision, "checkpoint": agent.path}
     return {"agent": agent.label, **row, **about}
 
@@ -342,37 +353,40 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
 
 def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     """Play one game and write steps.csv, film.gif and, for agents that weigh, weights.png and summary.json."""
-    env = make_changed_env(agent.env_id, variation, agent.repeat_action_probability, args.max_frames_per_game)
+    atari = not rendered.is_rendered(agent.env_id)
+    if atari:
+        env = make_changed_env(agent.env_id, variation, agent.repeat_action_probability, args.max_frames_per_game)
+    else:
+        env = rendered.make_env(agent.env_id, **agent.drawn)
     names = getattr(agent.agent, "weighed", ())
     torch.manual_seed(args.seed)
-    obs, info = env.reset(seed=env_seeds(1, args.seed, STREAM)[0])
+    obs, info = env.reset(seed=int(env_seeds(1, args.seed, STREAM)[0]))
     steps, screens, total, done = [], [], 0, False
     with tqdm(unit="step", desc=f"{agent.label}, watching", **BAR, leave=False) as progress:
         while not done:
             if args.film_start <= len(steps) < args.film_start + args.film_steps:
-                screens.append(env.unwrapped.ale.getScreenRGB())
+                screens.append(env.unwrapped.ale.getScreenRGB() if atari else env.render())
             batch = torch.from_numpy(np.asarray(obs))[None]
             if names:
                 action, weights = agent.agent.act_and_weights(batch, greedy=not args.sample)
                 weights = weights[0].tolist()
             else:
                 action, weights = agent.agent.act(batch, greedy=not args.sample), []
-            obs, reward, terminated, truncated, info = env.step(int(action))
+            obs, reward, terminated, truncated, info = env.step(int(action) if atari else action[0].cpu().numpy())
             done = terminated or truncated
-            total += int(reward)
-            row = {
-                "step": len(steps),
-                "action": info["action"],
-                "reward": int(reward),
-                "score": total,
-                "lives": info["lives"],
-            }
+            reward = int(reward) if atari else float(reward)
+            total += reward
+            if atari:
+                played = {"action": info["action"]}
+            else:
+                played = {f"action_{i}": number for i, number in enumerate(action[0].tolist())}
+            row = {"step": len(steps), **played, "reward": reward, "score": total, "lives": info.get("lives", 0)}
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()
     env.close()
     files.write_csv(output / "steps.csv", steps, ".6g")
-    game = f"{game_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
-    title = f"{game}, {agent.label}, one game: score {total}{', cut off at the frame limit' if truncated else ''}"
+    game = f"{folder_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
+    title = f"{game}, {agent.label}, one game: score {total:.6g}{', cut off at the limit' if truncated else ''}"
     if names:
         summary = summarise_weights(np.array([[row[name] for name in names] for row in steps]), names)
         about = {"agent": agent.label, "game": game, "score": total, "cut_off": bool(truncated)}
@@ -466,7 +480,7 @@ def main(args: Args) -> Path | None:
             raise InputError(f"--output-dir {output}: there is something in it already; name a new folder.")
         files.require_writable(output)
     else:
-        output = files.new_folder("evaluations", f"{game_name(agents[0].env_id)}__{what}")
+        output = files.new_folder("evaluations", f"{folder_name(agents[0].env_id)}__{what}")
 
     if args.attention:
         for number, agent in enumerate(agents, 1):

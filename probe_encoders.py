@@ -1,6 +1,7 @@
 """What do the pre-trained models know? Linear probes from their embeddings to the console's memory.
 
     python probe_encoders.py --env-id ALE/Pong-v5
+    python probe_encoders.py --env-id Reacher-v5
 
 A model that encodes where the ball is lets a linear classifier read the ball's position off its embedding. The true
 positions are bytes of the console's RAM (the Atari Annotated RAM Interface of Anand et al. 2019, arXiv 1906.08226,
@@ -18,6 +19,9 @@ numbers, and what is longer than 512 numbers is projected on its 512 principal c
 has equal room and five models take minutes. How strongly the weights are held small is chosen on a fifth of the games,
 for each set of features; another fifth judges. Observations that occur in training and in held-out games (the starts of
 games) are not taken out, as the published code does.
+
+In environments that are no Atari games the simulator's own numbers (joint angles, places) take the place of the RAM,
+ridge regression that of the classifier, and R^2 on held-out episodes that of F1.
 """
 
 import warnings
@@ -31,11 +35,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from encoders import ENCODERS, PRETRAINED, load_encoder
-from environments.atari import game_name
+from environments import folder_name, rendered
 from environments.ram import VARIABLES, collect_with_ram
 from housekeeping import device as devices
 from housekeeping import files
@@ -44,6 +48,7 @@ from housekeeping.flags import InputError, check_ranges, parse, start
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
 COMPONENTS = 512  # longer features are projected on so many principal components
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C, the inverse of the penalty on the squared weights
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # of the squared weights, in regressions
 MIN_ENTROPY = 0.6  # nats; a variable that varies less is left out (the published threshold)
 
 
@@ -142,6 +147,36 @@ def probe(
         }, best
 
 
+def regress(
+    x: np.ndarray, labels: dict[str, np.ndarray], train: np.ndarray, validation: np.ndarray, test: np.ndarray
+) -> tuple[dict[str, tuple[float]], float]:
+    """As `probe`, for numbers in place of bytes: ridge regressions, and for each variable its R^2; 0 is the mean."""
+
+    def scores(penalty: float, fit: np.ndarray, judge: np.ndarray) -> dict[str, tuple[float]]:
+        values = np.stack(list(labels.values()), axis=1)
+        guess = Ridge(alpha=penalty).fit(x[fit], values[fit]).predict(x[judge])
+        r2 = r2_score(values[judge], guess, multioutput="raw_values")
+        return {name: (float(one),) for name, one in zip(labels, r2, strict=True)}
+
+    best = max(PENALTIES, key=lambda penalty: np.mean(list(scores(penalty, train, validation).values())))
+    return scores(best, train | validation, test), best
+
+
+def play(args: Args) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, list[str]], np.ndarray]:
+    """Observations (n, 4, 84, 84), each variable's values (n,), the variables of each kind of thing, the number of the
+    game (n,)."""
+    if rendered.is_rendered(args.env_id):
+        observations, state, games = rendered.collect_with_state(args.env_id, args.num_samples, args.every, args.seed)
+        kinds = {kind: [f"{kind} {i}" for i in range(values.shape[1])] for kind, values in state.items()}
+        return observations, {f"{k} {i}": v[:, i] for k, v in state.items() for i in range(v.shape[1])}, kinds, games
+    observations, rams, games = collect_with_ram(args.env_id, args.num_samples, args.every, args.seed)
+    variables = VARIABLES[folder_name(args.env_id)]
+    labels = {name: rams[:, byte] for kind in variables.values() for name, byte in kind.items()}
+    labels = {name: values for name, values in labels.items() if entropy(values) >= MIN_ENTROPY}
+    kinds = {kind: [name for name in names if name in labels] for kind, names in variables.items()}
+    return observations, labels, {kind: names for kind, names in kinds.items() if names}, games
+
+
 def entropy(values: np.ndarray) -> float:
     """Entropy, in nats, of how often each value occurs."""
     share = np.unique(values, return_counts=True)[1] / len(values)
@@ -149,10 +184,10 @@ def entropy(values: np.ndarray) -> float:
 
 
 def main(args: Args) -> None:
-    game = game_name(args.env_id)
+    game = folder_name(args.env_id)
     check_ranges(args, ("num_samples", "every"), not_negative=("seed", "torch_threads"))
     folder = Path(args.pretrained_dir or PRETRAINED) / game
-    if game not in VARIABLES:
+    if not rendered.is_rendered(args.env_id) and game not in VARIABLES:
         raise InputError(
             f"--env-id {args.env_id}: no RAM bytes are known for it here; the games that can be probed are "
             f"{', '.join(VARIABLES)}."
@@ -170,7 +205,7 @@ def main(args: Args) -> None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
 
-    observations, rams, games = collect_with_ram(args.env_id, args.num_samples, args.every, args.seed)
+    observations, labels, kinds, games = play(args)
     num_games = int(games[-1]) + 1
     if num_games < 3:
         raise InputError(
@@ -181,14 +216,10 @@ def main(args: Args) -> None:
     part = max(1, num_games // 5)
     test, validation = games >= num_games - part, (games >= num_games - 2 * part) & (games < num_games - part)
     train = ~test & ~validation
-    labels = {name: rams[:, byte] for kind in VARIABLES[game].values() for name, byte in kind.items()}
-    labels = {name: values for name, values in labels.items() if entropy(values) >= MIN_ENTROPY}
     if not labels:
         raise InputError(
             f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it."
         )
-    kinds = {kind: [name for name in variables if name in labels] for kind, variables in VARIABLES[game].items()}
-    kinds = {kind: variables for kind, variables in kinds.items() if variables}
     print(
         f"{len(games):,} observations of {num_games} games, {validation.sum():,} of them to choose the probes' "
         f"strength, {test.sum():,} to "
@@ -196,10 +227,11 @@ def main(args: Args) -> None:
     )
 
     rows: list[dict] = []
+    fit_and_judge, measures = (regress, ("r2",)) if rendered.is_rendered(args.env_id) else (probe, ("f1", "accuracy"))
 
     def judge(features: torch.Tensor, what: str, weights: str) -> float:
-        """Probe one set of features, add a row to the table, and return its mean F1."""
-        scores, strength = probe(prepare(features, train, args.seed), labels, train, validation, test)
+        """Probe one set of features, add a row to the table, and return its mean F1 or R^2."""
+        scores, strength = fit_and_judge(prepare(features, train, args.seed), labels, train, validation, test)
         row = {
             "features": what,
             "weights": weights,
@@ -207,17 +239,15 @@ def main(args: Args) -> None:
             "strength": f"{strength:g}",
             "adds": "",
         }
-        f1 = {
-            kind: float(np.mean([scores[variable][0] for variable in variables])) for kind, variables in kinds.items()
-        }
-        row |= {f"f1_{kind}": value for kind, value in f1.items()} | {"f1_mean": float(np.mean(list(f1.values())))}
-        row["accuracy_mean"] = float(
-            np.mean([np.mean([scores[v][1] for v in variables]) for variables in kinds.values()])
-        )
+        for number, measure in enumerate(measures):
+            of_kinds = {kind: float(np.mean([scores[v][number] for v in names])) for kind, names in kinds.items()}
+            if number == 0:
+                row |= {f"{measure}_{kind}": value for kind, value in of_kinds.items()}
+            row[f"{measure}_mean"] = float(np.mean(list(of_kinds.values())))
         rows.append(row)
         numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         print(f"{what:<{width}}  {weights:<9}  {row['length']:>6} numbers  {numbers}", flush=True)
-        return row["f1_mean"]
+        return row[f"{measures[0]}_mean"]
 
     width = max(len(f"all but {name}") for name in models)
     embeddings = {}
@@ -239,7 +269,7 @@ def main(args: Args) -> None:
             without = judge(others, f"all but {name}", "trained")
             rows[-1]["adds"] = together - without
         print(
-            "what each model adds to the mean F1 of the others: "
+            f"what each model adds to the mean {measures[0].upper()} of the others: "
             + ", ".join(f"{row['features'][8:]} {row['adds']:+.3f}" for row in rows if row["adds"] != "")
         )
     files.write_csv(output, rows, ".4f")

@@ -63,9 +63,7 @@ def game_name(env_id: str) -> str:
         raise InputError(f"--env-id {env_id}: this project uses Gymnasium's present ids; write --env-id {games[bare]}.")
     near = [games[name] for name in difflib.get_close_matches(bare, games, cutoff=0.4)]
     if env_id in gym.registry:
-        raise InputError(
-            f"--env-id {env_id}: no Atari game; ppo_wsa_continuous.py and ppo_e2e_continuous.py play others."
-        )
+        raise InputError(f"--env-id {env_id}: no Atari game; the scripts whose names end in _continuous play others.")
     hint = f"did you mean {' or '.join(near)}?" if near else "an example of a known one is ALE/Pong-v5."
     raise InputError(f"--env-id {env_id}: no such Atari game; {hint}")
 

@@ -29,9 +29,11 @@ from gymnasium.wrappers import (
     RescaleAction,
     ResizeObservation,
 )
+from tqdm import tqdm
 
 from environments.atari import play_games
 from housekeeping.flags import InputError, check_ranges
+from housekeeping.run import BAR
 from housekeeping.seeds import env_seeds
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
@@ -201,6 +203,33 @@ def evaluation_games(
     num_envs = min(num_games, args.num_envs)
     envs = make_envs(args.env_id, num_envs, args.action_repeat, getattr(args, "from_state", False))
     return play_games(act, envs, num_games, env_seeds(num_envs, args.seed, 1))
+
+
+def collect_with_state(
+    env_id: str, num_samples: int, every: int, seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Random play as an agent would see it: observations uint8 (n, 4, 84, 84), by kind of thing what the simulator knew
+    (n, length), number of the episode (n,)."""
+    env, rng = make_env(env_id), np.random.default_rng(seed)
+    observations, states, episodes = [], [], []
+    step, episode, done = 0, -1, True
+    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
+        while len(observations) < num_samples:
+            if done:
+                episode += 1
+                draw = smooth_actions(1, env.action_space.shape[0], rng)
+                env.reset(seed=int(env_seeds(1, seed, 5, episode)[0]))
+            obs, _, terminated, truncated, _ = env.step(draw()[0])
+            done = terminated or truncated
+            step += 1
+            if step % every == 0 and not done:
+                observations.append(np.asarray(obs))
+                states.append(simulator_state(env))
+                episodes.append(episode)
+                progress.update(1)
+    env.close()
+    kinds = {kind: np.stack([state[kind] for state in states]) for kind in states[0]}
+    return np.stack(observations), kinds, np.array(episodes)
 
 
 def simulator_state(env: gym.Env) -> dict[str, np.ndarray]:

@@ -1,0 +1,306 @@
+"""Environments that draw themselves, and PPO on continuous actions; skipped where MuJoCo, PushT or EGL is missing."""
+
+import csv
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from test_ppo import scalars
+
+import evaluate
+import ppo_e2e_continuous
+import ppo_wsa_atari
+import ppo_wsa_continuous
+import pretrain_encoders
+import probe_encoders
+from environments import rendered
+from environments.scaling import RewardScale
+from housekeeping import checkpoints
+from housekeeping.flags import InputError
+
+pytest.importorskip("mujoco", reason="requirements-continuous.txt is not installed")
+pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (docs/continuous.md)")
+try:
+    rendered.make_env("Reacher-v5").close()
+except InputError as error:
+    pytest.skip(f"no drawing without a screen here: {error}", allow_module_level=True)
+
+PUSHT = "gym_pusht/PushT-v0"
+SMALL = {"num_envs": 2, "num_steps": 64, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 256}
+SMALL |= {"precision": "float32", "cuda": False, "torch_threads": 1}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> str:
+    """Stored light models of Reacher that have hardly learnt."""
+    folder = tmp_path_factory.mktemp("models")
+    settings = {"encoders": ("state_representation", "autoencoder"), "num_frames": 300, "steps": 2, "num_envs": 2}
+    settings |= {"batch_size": 8, "validation_samples": 32, "cuda": False, "precision": "float32", "torch_threads": 1}
+    places = {name: str(folder / name) for name in ("data_dir", "pretrained_dir", "runs_dir")}
+    pretrain_encoders.main(pretrain_encoders.Args(env_id="Reacher-v5", **settings, **places))
+    frames = np.fromfile(folder / "data_dir" / "Reacher" / "frames.u8", dtype=np.uint8).reshape(-1, 84, 84)
+    assert len(frames) == 300 and len(np.unique(frames[50:100], axis=0)) > 40  # the arm moves
+    return places["pretrained_dir"]
+
+
+@pytest.fixture(scope="module")
+def runs(models, tmp_path_factory):
+    """A short run of each script: {name: folder}."""
+    places = {"runs_dir": str(tmp_path_factory.mktemp("runs"))}
+    wsa = ppo_wsa_continuous.Args(**SMALL, **places, pretrained_dir=models)
+    state = ppo_e2e_continuous.Args(**SMALL, **places, from_state=True, exp_name="state")
+    pusht = ppo_e2e_continuous.Args(**SMALL | {"total_timesteps": 128}, **places, env_id=PUSHT, action_repeat=2)
+    return {
+        "wsa": ppo_wsa_continuous.main(wsa),
+        "state": ppo_e2e_continuous.main(state),
+        "pusht": ppo_e2e_continuous.main(pusht),
+    }
+
+
+@pytest.mark.parametrize("env_id", ["Reacher-v5", PUSHT])
+def test_an_observation_is_the_newest_four_pictures(env_id):
+    """Grey by the usual weights, oldest first, zeros before the first one."""
+    env = rendered.make_env(env_id)
+    obs, _ = env.reset(seed=3)
+    pictures = [np.zeros((84, 84), dtype=np.uint8)] * 3
+    for step in range(5):
+        assert obs.dtype == np.uint8 and obs.shape == (4, 84, 84) == env.observation_space.shape
+        colour = env.unwrapped.render().astype(float)
+        grey = (colour @ [0.2125, 0.7154, 0.0721]).astype(np.uint8)
+        if grey.shape == (84, 84):
+            np.testing.assert_allclose(obs[-1].astype(int), grey, atol=1)
+        else:  # made smaller: the means of large squares stay
+            means = [a.reshape(4, len(a) // 4, 4, len(a) // 4).mean(axis=(1, 3)) for a in (obs[-1], grey)]
+            np.testing.assert_allclose(*means, atol=3)
+        pictures.append(obs[-1])
+        np.testing.assert_array_equal(obs, pictures[-4:])
+        obs, *_ = env.step(np.array([0.8, -0.6]) * (-1) ** step)
+    assert len(np.unique(pictures[3:], axis=0)) == 5
+    env.close()
+
+
+def test_the_agent_is_shown_no_numbers():
+    """Two arms that look alike and differ in what only the simulator says (their speed) give the same observation."""
+    env = rendered.make_env("Reacher-v5")
+    seen, picture = [], env.env.env  # below the stack and the grey
+    for speed in (0.0, 5.0):
+        env.reset(seed=1)
+        inner = env.unwrapped
+        inner.set_state(inner.data.qpos.copy(), np.array([speed, -speed, 0.0, 0.0]))
+        assert np.isclose(inner._get_obs()[6], speed)
+        seen.append(picture.observation(inner._get_obs()))
+    np.testing.assert_array_equal(*seen)
+    envs = rendered.make_envs("Reacher-v5", 1)
+    assert envs.single_observation_space == gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    envs.close()
+    env.close()
+
+
+def test_actions_are_within_the_box_and_repeated():
+    for env_id, low, high in (("Reacher-v5", -1.0, 1.0), (PUSHT, 0.0, 512.0)):
+        env, played = rendered.make_env(env_id, action_repeat=3), []
+        inner = env.unwrapped
+        step = inner.step
+        inner.step = lambda action, played=played, step=step: played.append(np.array(action)) or step(action)
+        env.reset(seed=0)
+        _, reward, *_ = env.step(np.array([7.0, -1.5], dtype=np.float32))
+        np.testing.assert_allclose(played, [[high, low]] * 3)
+        env.step(np.array([0.0, 0.5], dtype=np.float32))
+        np.testing.assert_allclose(played[3], [(low + high) / 2, low + 0.75 * (high - low)])
+        env.close()
+    plain = gym.make("Reacher-v5")
+    plain.reset(seed=0)
+    rewards = [plain.step(np.array([1.0, -1.0]))[1] for _ in range(3)]
+    env = rendered.make_env("Reacher-v5", action_repeat=3, from_state=True)
+    env.reset(seed=0)
+    assert env.step(np.array([7.0, -1.5], dtype=np.float32))[1] == pytest.approx(sum(rewards))
+
+
+def test_a_time_limit_is_truncation_and_episodes_are_counted():
+    envs = rendered.make_envs("Reacher-v5", 2)
+    envs.reset(seed=np.array([1, 2]))
+    total = np.zeros(2)
+    for step in range(1, 101):
+        obs, rewards, terminated, truncated, info = envs.step(np.full((2, 2), 0.1, dtype=np.float32))
+        total += rewards
+        assert truncated.all() == (step % 50 == 0) and not terminated.any()
+        if step % 50 == 0:
+            assert info["games"] == [(pytest.approx(total[0]), 50), (pytest.approx(total[1]), 50)]
+            total[:] = 0
+            assert (obs[:, :3] == 0).all() and (np.stack(info["final_obs"])[:, :3] > 0).any()
+        else:
+            assert info["games"] == []
+    envs.close()
+
+
+def test_smooth_actions_move():
+    """Neighbours are alike (correlation 0.9), and each number has variance 1/2."""
+    draw = rendered.smooth_actions(500, 2, np.random.default_rng(0))
+    actions = np.stack([draw() for _ in range(200)])
+    assert actions.var() == pytest.approx(0.5, abs=0.03)
+    assert (actions[1:] * actions[:-1]).mean() / actions.var() == pytest.approx(0.9, abs=0.02)
+
+
+def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return():
+    rng = np.random.default_rng(0)
+    rewards, over = rng.normal(3, 2, (50, 4)), rng.random((50, 4)) < 0.1
+    scale, running, seen = RewardScale(4, 0.9), np.zeros(4), []
+    for reward, ended in zip(rewards, over, strict=True):
+        running = running * 0.9 + reward
+        seen += list(running)
+        found = scale(torch.from_numpy(reward), torch.from_numpy(ended))
+        np.testing.assert_allclose(found, np.clip(reward / np.sqrt(np.var(seen) + 1e-8), -10, 10), rtol=1e-5)
+        running[ended] = 0
+
+
+def test_log_probabilities_are_of_the_action_before_clipping():
+    torch.manual_seed(0)
+    agent = ppo_e2e_continuous.Agent(2)
+    agent.log_std.data = torch.tensor([0.3, -0.2])
+    obs = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    actions = torch.tensor([[4.0, -3.0], [0.1, 0.2], [-1.5, 0.0]])
+    with torch.no_grad():
+        given, logprob, entropy, _ = agent.get_action_and_value(obs, actions)
+        mean = agent.actor(agent.features(obs)).double().numpy()
+    std = np.exp([0.3, -0.2])
+    density = np.exp(-((actions.numpy() - mean) ** 2) / (2 * std**2)) / (std * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(logprob, np.log(density).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(entropy, np.full(3, (0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum()), rtol=1e-5)
+    assert torch.equal(given, actions)
+    np.testing.assert_allclose(agent.act(obs.numpy(), greedy=True), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
+def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp_path, monkeypatch):
+    """Where an episode was cut off, the reward holds gamma times the value of its last state."""
+    scaled, values, seen = [], [], {}
+    forward, get_value = RewardScale.forward, script.Agent.get_value
+    monkeypatch.setattr(RewardScale, "forward", lambda *a: scaled.append(forward(*a)) or scaled[-1])
+    monkeypatch.setattr(script.Agent, "get_value", lambda *a: values.append(get_value(*a)) or values[-1])
+    advantages = script.compute_advantages
+    monkeypatch.setattr(
+        script,
+        "compute_advantages",
+        lambda rewards, *a: seen.update(rewards=rewards.clone(), dones=a[1].clone()) or advantages(rewards, *a),
+    )
+    extra = {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+    script.main(script.Args(**SMALL | {"total_timesteps": 128}, runs_dir=str(tmp_path), **extra))
+    added = seen["rewards"] - torch.stack(scaled)
+    assert len(values) == 2 and seen["dones"][50].all() and seen["dones"].sum() == 2
+    torch.testing.assert_close(added[49], 0.99 * values[0], rtol=1e-4, atol=1e-6)
+    added[49] = 0
+    assert not added.any()
+
+
+@pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
+def test_same_seed_same_numbers_and_resume(script, runs, models, tmp_path):
+    extra = {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+    first, second = (
+        script.main(script.Args(**SMALL, runs_dir=str(tmp_path / name), **extra)) for name in ("first", "second")
+    )
+    for tag in ("losses/value_loss", "losses/policy_loss", "charts/episodic_return", "charts/policy_std"):
+        assert scalars(first, tag) == scalars(second, tag) != []
+    path = first / "checkpoint.pt"
+    before = torch.load(path, weights_only=True)
+    script.main(script.Args(**SMALL | {"total_timesteps": 384}, resume=str(path), **extra))
+    after = torch.load(path, weights_only=True)
+    assert (before["global_step"], after["global_step"]) == (256, 384)
+    assert before["reward_scale"]["moments.count"] == 256 and after["reward_scale"]["moments.count"] == 384
+    assert [step for step, _ in scalars(first, "losses/value_loss")] == [128, 256, 384]
+
+
+def test_agents_are_evaluated_and_filmed(runs, tmp_path, capsys):
+    settings = {"episodes": 4, "cuda": False, "torch_threads": 1}
+    paths = tuple(str(run / "checkpoint.pt") for run in runs.values())
+    evaluate.main(evaluate.Args(checkpoint=paths, **settings, output_dir=str(tmp_path / "score")))
+    rows = json.loads((tmp_path / "score" / "results.json").read_text())["results"]
+    assert [row["game"] for row in rows] == ["Reacher", "Reacher", "PushT"]
+    assert [row["lengths"] for row in rows[:2]] == [[50] * 4] * 2 and max(rows[2]["lengths"]) <= 150
+    assert rows[2]["solved"] == 1 - rows[2]["truncated"] / 4 and "solved" not in rows[0]
+    assert "solved" in capsys.readouterr().out
+    evaluate.main(evaluate.Args(checkpoint=paths[:1], attention=True, cuda=False, output_dir=str(tmp_path / "film")))
+    steps = list(csv.DictReader((tmp_path / "film" / "steps.csv").open()))
+    assert len(steps) == 50 and {"action_0", "action_1", "state_representation", "autoencoder"} <= set(steps[0])
+    assert float(steps[-1]["score"]) == pytest.approx(sum(float(row["reward"]) for row in steps), rel=1e-4)
+    assert (tmp_path / "film" / "film.gif").stat().st_size > 10_000
+    with pytest.raises(InputError, match="no Atari game"):
+        evaluate.main(evaluate.Args(checkpoint=paths[:1], variation=("mode:1",), output_dir=str(tmp_path / "no")))
+
+
+def test_an_agent_plays_alike_from_its_file(runs):
+    obs = np.random.default_rng(0).integers(0, 255, (2, 4, 84, 84), dtype=np.uint8)
+    agent, again = (checkpoints.load_agent(runs["wsa"] / "checkpoint.pt") for _ in range(2))
+    actions = agent.act(obs, greedy=True)
+    assert actions.shape == (2, 2) and np.array_equal(actions, again.act(obs, greedy=True))
+    assert agent.weighed == ("state_representation", "autoencoder")
+
+
+@pytest.mark.parametrize("combiner", ["uniform", "linear", "reservoir"])
+def test_other_combiners_and_a_schedule(combiner, models, tmp_path):
+    schedule = ("drop:autoencoder:100",) if combiner == "uniform" else ()
+    flags = ppo_wsa_continuous.Args(
+        **SMALL, combiner=combiner, schedule=schedule, pretrained_dir=models, runs_dir=str(tmp_path)
+    )
+    run = ppo_wsa_continuous.main(flags)
+    agent = checkpoints.load_agent(run / "checkpoint.pt")
+    assert agent.agent.names == ("state_representation", "autoencoder")[: 1 if schedule else 2]
+
+
+def test_probes_find_what_is_there(models, tmp_path, capsys):
+    """R^2 of a linear function is 1, of noise about 0; and the program's table for Reacher has its kinds of things."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 5))
+    labels = {"linear": 3 * x[:, 0] - x[:, 2] + 1, "noise": rng.normal(size=600)}
+    train, validation, test = (np.arange(600) // 200 == i for i in range(3))
+    found, _ = probe_encoders.regress(x, labels, train, validation, test)
+    assert found["linear"][0] > 0.999 and abs(found["noise"][0]) < 0.1
+    settings = {"num_samples": 150, "encoders": ("autoencoder",), "pretrained_dir": models, "cuda": False}
+    output = tmp_path / "probes.csv"
+    probe_encoders.main(probe_encoders.Args(env_id="Reacher-v5", **settings, output=str(output)))
+    rows = list(csv.DictReader(output.open()))
+    assert {"r2_joint angles", "r2_fingertip", "r2_target", "r2_mean"} <= set(rows[0])
+    assert [row["features"] for row in rows] == ["autoencoder", "autoencoder", "raw pixels"]
+
+
+def test_the_state_for_probes_is_the_simulator_s():
+    env = rendered.make_env("Reacher-v5")
+    env.reset(seed=5)
+    state, numbers = rendered.simulator_state(env), env.unwrapped._get_obs()
+    np.testing.assert_allclose(state["joint angles"], numbers[:4])
+    np.testing.assert_allclose(state["target"], numbers[4:6])
+    np.testing.assert_allclose(state["fingertip"] - state["target"], numbers[8:10])
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("main", "args", "message"),
+    [
+        (ppo_e2e_continuous, {"env_id": "ALE/Pong-v5"}, "is an Atari game: play it with the scripts .* _atari"),
+        (ppo_e2e_continuous, {"env_id": "Nope-v1"}, "no such environment here; Reacher-v5 and gym_pusht/PushT-v0"),
+        (ppo_e2e_continuous, {"env_id": "CartPole-v1"}, r"its actions are Discrete\(2\)"),
+        (ppo_e2e_continuous, {"action_repeat": 0}, "--action-repeat must be at least 1"),
+        (ppo_wsa_continuous, {"pretrained_dir": "nowhere"}, "no stored state_representation.*--env-id Reacher-v5"),
+        (ppo_wsa_atari, {"env_id": "Reacher-v5"}, "no Atari game; the scripts whose names end in _continuous"),
+        (pretrain_encoders, {"env_id": "Reacher-v5", "repeat_action_probability": 0.2}, "is an option of Atari games"),
+        (pretrain_encoders, {"action_repeat": 2}, "is an option of environments that are no Atari games"),
+    ],
+)
+def test_bad_input(main, args, message):
+    with pytest.raises(InputError, match=message):
+        main.main(main.Args(**args))
+
+
+def test_an_environment_that_does_not_draw_is_refused():
+    class Silent(gym.Env):
+        action_space = gym.spaces.Box(-1, 1, (1,))
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        metadata: dict = {"render_modes": []}
+
+        def __init__(self, render_mode=None):
+            self.render_mode = render_mode
+
+    gym.register("Silent-v0", Silent)
+    with pytest.raises(InputError, match="does not draw itself"):
+        rendered.make_env("Silent-v0")
