@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from environments.atari import game_name
+from environments import env_id_of
 from housekeeping import files
 from housekeeping.flags import InputError
 
@@ -175,7 +175,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
                 f"{path}: {arm['name']}: beside of, an arm may have games and seeds; the rest is {arm['of']}'s."
             )
         for game in (*settings["games"], *settings["game_flags"], *arm.get("published", {})):
-            game_name(f"ALE/{game}-v5")
+            env_id_of(game)
         wanted = [(game, seed) for game in settings["games"] for seed in settings["seeds"]]
         if "of" in arm:
             maker, _, other = arm["of"].partition("/")
@@ -189,8 +189,8 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
             continue
         for game, seed in wanted:
             flags = " ".join(part for part in (settings["flags"], settings["game_flags"].get(game)) if part)
-            commands = arm.get("steps") or [f"{arm['command']} {flags} --env-id ALE/{game}-v5 --seed {seed}"]
-            fill = {"env_id": f"ALE/{game}-v5", "game": game, "seed": seed}
+            commands = arm.get("steps") or [f"{arm['command']} {flags} --env-id {env_id_of(game)} --seed {seed}"]
+            fill = {"env_id": env_id_of(game), "game": game, "seed": seed}
             runs.append(
                 Run(
                     experiment=path.stem,

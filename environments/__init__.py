@@ -15,6 +15,14 @@ def folder_name(env_id: str) -> str:
     return rendered.folder_name(env_id) if rendered.is_rendered(env_id) else atari.game_name(env_id)
 
 
+def env_id_of(name: str) -> str:
+    """The id of a game or tested environment by its folder's name; raises InputError if there is none."""
+    found = [env_id for env_id in rendered.DRAWN if rendered.folder_name(env_id) == name]
+    if not found:
+        atari.game_name(f"ALE/{name}-v5")
+    return found[0] if found else f"ALE/{name}-v5"
+
+
 def random_play(
     env_id: str,
     num_envs: int,
