@@ -23,7 +23,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,7 +154,7 @@ class Evaluated:
     script: str
     step: int
     repeat_action_probability: float
-    drawn: dict[str, Any]  # of agents of rendered environments: what else `rendered.make_env` is to know
+    drawn: dict[str, Any] = field(default_factory=dict)  # of rendered environments: what else `make_env` is to know
 
 
 def open_agents(args: Args, on: torch.device) -> list[Evaluated]:

@@ -12,6 +12,7 @@ from encoders import ENCODERS, PRETRAINED, load_encoder
 from encoders.fast import folded
 from encoders.own_model import make_own_model
 from environments import folder_name, random_play
+from environments.rendered import is_rendered
 from housekeeping import precision
 from housekeeping.flags import InputError
 from housekeeping.memory import require_memory, take_rows
@@ -230,10 +231,11 @@ class KeptEmbeddings:
 def typical_frames(env_id: str) -> torch.Tensor:
     """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: what centring takes means of."""
     envs, draw = random_play(env_id, 8, np.random.default_rng(0))
+    every = 5 if is_rendered(env_id) else 25  # drawing takes longer, and episodes are shorter
     obs, _ = envs.reset(seed=env_seeds(8, 0, 8))
     frames = []
-    for step in range(32 * 25):
-        if step % 25 == 0:
+    for step in range(32 * every):
+        if step % every == 0:
             frames.append(torch.from_numpy(obs.copy()))
         obs, *_ = envs.step(draw())
     envs.close()

@@ -62,9 +62,9 @@ def game_name(env_id: str) -> str:
     if bare in games:
         raise InputError(f"--env-id {env_id}: this project uses Gymnasium's present ids; write --env-id {games[bare]}.")
     near = [games[name] for name in difflib.get_close_matches(bare, games, cutoff=0.4)]
-    if env_id in gym.registry:
-        raise InputError(f"--env-id {env_id}: no Atari game; the scripts whose names end in _continuous play others.")
     hint = f"did you mean {' or '.join(near)}?" if near else "an example of a known one is ALE/Pong-v5."
+    if env_id in gym.registry:
+        hint = "the scripts whose names end in _continuous play others."
     raise InputError(f"--env-id {env_id}: no such Atari game; {hint}")
 
 

@@ -13,6 +13,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -174,11 +175,18 @@ def make_envs(env_id: str, num_envs: int, action_repeat: int = 1, from_state: bo
     SAME_STEP: an episode's last step already returns the next one's first observation; its own last one is in
     `info["final_obs"]`, an array of objects, only valid in the rows that really ended.
     """
-    make = functools.partial(make_env, env_id, action_repeat, from_state)
+    make = functools.partial(_make_in_worker, env_id, action_repeat, from_state)
     # A process that has drawn cannot be forked: the copies would wait for ever. This server has not, and forks them all
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     envs = AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
     return RenderedEnvs(envs)
+
+
+def _make_in_worker(*args: Any) -> gym.Env:
+    """`make_env` in a process of its own, which leaves Ctrl-C to the program, as that plays on until it has saved."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make_env(*args)
 
 
 def smooth_actions(num_envs: int, size: int, rng: np.random.Generator) -> Callable[[], np.ndarray]:

@@ -29,6 +29,7 @@ for env_id in ("Reacher-v5", PUSHT):
 
 SMALL = {"num_envs": 2, "num_steps": 64, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 256}
 SMALL |= {"precision": "float32", "cuda": False, "torch_threads": 1}
+PLAIN = {"centre_embeddings": False}  # of WSA: saves the measuring
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp
         "compute_advantages",
         lambda rewards, *a: seen.update(rewards=rewards.clone(), dones=a[1].clone()) or advantages(rewards, *a),
     )
-    extra = {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+    extra = PLAIN | {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
     script.main(script.Args(**SMALL | {"total_timesteps": 128}, runs_dir=str(tmp_path), **extra))
     added = seen["rewards"] - torch.stack(scaled)
     assert len(values) == 2 and seen["dones"][50].all() and seen["dones"].sum() == 2
@@ -195,7 +196,7 @@ def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp
 
 @pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
 def test_same_seed_same_numbers_and_resume(script, runs, models, tmp_path):
-    extra = {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+    extra = PLAIN | {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
     first, second = (
         script.main(script.Args(**SMALL, runs_dir=str(tmp_path / name), **extra)) for name in ("first", "second")
     )
@@ -211,19 +212,20 @@ def test_same_seed_same_numbers_and_resume(script, runs, models, tmp_path):
 
 
 def test_agents_are_evaluated_and_filmed(runs, tmp_path, capsys):
-    settings = {"episodes": 4, "cuda": False, "torch_threads": 1}
+    settings = {"episodes": 2, "cuda": False, "torch_threads": 1}
     paths = tuple(str(run / "checkpoint.pt") for run in runs.values())
     evaluate.main(evaluate.Args(checkpoint=paths, **settings, output_dir=str(tmp_path / "score")))
     rows = json.loads((tmp_path / "score" / "results.json").read_text())["results"]
     assert [row["game"] for row in rows] == ["Reacher", "Reacher", "PushT"]
-    assert [row["lengths"] for row in rows[:2]] == [[50] * 4] * 2 and max(rows[2]["lengths"]) <= 150
-    assert rows[2]["solved"] == 1 - rows[2]["truncated"] / 4 and "solved" not in rows[0]
+    assert [row["lengths"] for row in rows[:2]] == [[50] * 2] * 2 and max(rows[2]["lengths"]) <= 150
+    assert rows[2]["solved"] == 1 - rows[2]["truncated"] / 2 and "solved" not in rows[0]
     assert "solved" in capsys.readouterr().out
-    evaluate.main(evaluate.Args(checkpoint=paths[:1], attention=True, cuda=False, output_dir=str(tmp_path / "film")))
+    film = {"attention": True, "film_steps": 20, "output_dir": str(tmp_path / "film")}
+    evaluate.main(evaluate.Args(checkpoint=paths[:1], **film, cuda=False))
     steps = list(csv.DictReader((tmp_path / "film" / "steps.csv").open()))
     assert len(steps) == 50 and {"action_0", "action_1", "state_representation", "autoencoder"} <= set(steps[0])
     assert float(steps[-1]["score"]) == pytest.approx(sum(float(row["reward"]) for row in steps), rel=1e-4)
-    assert (tmp_path / "film" / "film.gif").stat().st_size > 10_000
+    assert (tmp_path / "film" / "film.gif").stat().st_size > 5_000
     with pytest.raises(InputError, match="no Atari game"):
         evaluate.main(evaluate.Args(checkpoint=paths[:1], variation=("mode:1",), output_dir=str(tmp_path / "no")))
 
@@ -236,11 +238,11 @@ def test_an_agent_plays_alike_from_its_file(runs):
     assert agent.weighed == ("state_representation", "autoencoder")
 
 
-@pytest.mark.parametrize("combiner", ["uniform", "linear", "reservoir"])
+@pytest.mark.parametrize("combiner", ["uniform", "reservoir"])
 def test_other_combiners_and_a_schedule(combiner, models, tmp_path):
     schedule = ("drop:autoencoder:100",) if combiner == "uniform" else ()
     flags = ppo_wsa_continuous.Args(
-        **SMALL, combiner=combiner, schedule=schedule, pretrained_dir=models, runs_dir=str(tmp_path)
+        **SMALL, **PLAIN, combiner=combiner, schedule=schedule, pretrained_dir=models, runs_dir=str(tmp_path)
     )
     run = ppo_wsa_continuous.main(flags)
     agent = checkpoints.load_agent(run / "checkpoint.pt")
@@ -281,7 +283,7 @@ def test_the_state_for_probes_is_the_simulator_s():
         (ppo_e2e_continuous, {"env_id": "CartPole-v1"}, r"its actions are Discrete\(2\)"),
         (ppo_e2e_continuous, {"action_repeat": 0}, "--action-repeat must be at least 1"),
         (ppo_wsa_continuous, {"pretrained_dir": "nowhere"}, "no stored state_representation.*--env-id Reacher-v5"),
-        (ppo_wsa_atari, {"env_id": "Reacher-v5"}, "no Atari game; the scripts whose names end in _continuous"),
+        (ppo_wsa_atari, {"env_id": "Reacher-v5"}, "no such Atari game; the scripts whose names end in _continuous"),
         (pretrain_encoders, {"env_id": "Reacher-v5", "repeat_action_probability": 0.2}, "is an option of Atari games"),
         (pretrain_encoders, {"action_repeat": 2}, "is an option of environments that are no Atari games"),
     ],
@@ -301,5 +303,5 @@ def test_an_environment_that_does_not_draw_is_refused():
             self.render_mode = render_mode
 
     gym.register("Silent-v0", Silent)
-    with pytest.raises(InputError, match="does not draw itself"):
+    with pytest.warns(UserWarning, match="render_modes"), pytest.raises(InputError, match="does not draw itself"):
         rendered.make_env("Silent-v0")
