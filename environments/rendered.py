@@ -41,6 +41,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
 os.environ.setdefault("LP_NUM_THREADS", "1")  # fast: each process draws with one thread
 
 INSTALL = "pip install -r requirements-continuous.txt, and what docs/continuous.md says"
+NEEDS_EGL = "without a screen, MuJoCo needs EGL: apt-get install libegl1 libgl1-mesa-dri"
 # How the tested ones are drawn. Reacher's own camera shows the target smaller than a pixel: ours looks down on the arm
 DRAWN: dict[str, dict[str, Any]] = {
     "Reacher-v5": {
@@ -125,7 +126,7 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
         raise InputError(f"--env-id {env_id}: a package is missing: {INSTALL}.") from error
     except Exception as error:  # someone else's code: anything can happen
         raise InputError(
-            f"--env-id {env_id}: cannot be made to draw itself ({type(error).__name__}: {error})."
+            f"--env-id {env_id}: cannot be made ({type(error).__name__}: {error}); {NEEDS_EGL}."
         ) from error
     space = env.action_space
     if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
@@ -142,10 +143,7 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
     try:
         env = AddRenderObservation(env, render_only=True)
     except Exception as error:
-        raise InputError(
-            f"--env-id {env_id}: cannot draw here ({type(error).__name__}: {error}); without a screen that needs EGL: "
-            "apt-get install libegl1 libgl1-mesa-dri"
-        ) from error
+        raise InputError(f"--env-id {env_id}: cannot draw ({type(error).__name__}: {error}); {NEEDS_EGL}.") from error
     grey = GrayscaleObservation(env)
     small = grey if grey.observation_space.shape == (84, 84) else ResizeObservation(grey, (84, 84))
     return FrameStackObservation(small, 4, padding_type="zero")
