@@ -409,7 +409,8 @@ def scaling_table() -> str:
 def probes_table(game: str) -> str:
     """What the stored models of a game were trained with, their losses, and what linear probes read from them.
 
-    F1 scores are the trained model's and, in brackets, its random initialisation's.
+    F1 scores (R^2, where the simulator's numbers were read) are the trained model's and, in brackets, its random
+    initialisation's.
     """
     rows = pd.read_csv(BENCHMARK / f"probes_{game}.csv").set_index(["weights", "features"])
     trained, untrained = rows.loc["trained"], rows.loc["untrained"]
@@ -426,9 +427,9 @@ def probes_table(game: str) -> str:
                 f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained")
             )
             cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
-        for kind in (name for name in rows if name.startswith("f1_") and name != "f1_mean"):
+        for kind in (name for name in rows if name[:3] in ("f1_", "r2_") and not name.endswith("_mean")):
             before = f" ({untrained.loc[features, kind]:.2f})" if features in untrained.index else ""
-            cells[f"F1 {kind[3:]}"] = f"{row[kind]:.2f}{before}"
+            cells[f"{'F1' if kind[0] == 'f' else 'R^2'} {kind[3:]}"] = f"{row[kind]:.2f}{before}"
         without = f"all but {features}"
         found.append(cells | {"adds": f"{trained.loc[without, 'adds']:+.3f}" if without in trained.index else ""})
     return markdown(pd.DataFrame(found))
