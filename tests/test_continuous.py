@@ -15,6 +15,7 @@ import ppo_wsa_atari
 import ppo_wsa_continuous
 import pretrain_encoders
 import probe_encoders
+from encoders import PRETRAINED, load_encoder
 from environments import rendered
 from environments.scaling import RewardScale
 from housekeeping import checkpoints
@@ -263,6 +264,18 @@ def test_probes_find_what_is_there(models, tmp_path, capsys):
     rows = list(csv.DictReader(output.open()))
     assert {"r2_joint angles", "r2_fingertip", "r2_target", "r2_mean"} <= set(rows[0])
     assert [row["features"] for row in rows] == ["autoencoder", "autoencoder", "raw pixels"]
+
+
+@pytest.mark.parametrize("env_id", ["Reacher-v5", PUSHT])
+def test_the_stored_models_have_learnt(env_id):
+    """They are small, say what they are, and their losses on held-out episodes are below the untrained networks'."""
+    paths = sorted((PRETRAINED / rendered.folder_name(env_id)).glob("*.pt"))
+    assert [path.stem for path in paths] == ["autoencoder", "state_representation"]
+    assert sum(path.stat().st_size for path in paths) < 5e6
+    for path in paths:
+        about = load_encoder(path, game=rendered.folder_name(env_id)).description
+        assert about["env_id"] == env_id and about["data"]["frames"] == 50_000
+        assert about["validation_loss"] < 0.7 * about["validation_loss_untrained"]
 
 
 def test_the_state_for_probes_is_the_simulator_s():
