@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -34,23 +35,10 @@ PLAIN = {"centre_embeddings": False}  # of WSA: saves the measuring
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> str:
-    """Stored light models of Reacher that have hardly learnt."""
-    folder = tmp_path_factory.mktemp("models")
-    settings = {"encoders": ("state_representation", "autoencoder"), "num_frames": 300, "steps": 2, "num_envs": 2}
-    settings |= {"batch_size": 8, "validation_samples": 32, "cuda": False, "precision": "float32", "torch_threads": 1}
-    places = {name: str(folder / name) for name in ("data_dir", "pretrained_dir", "runs_dir")}
-    pretrain_encoders.main(pretrain_encoders.Args(env_id="Reacher-v5", **settings, **places))
-    frames = np.fromfile(folder / "data_dir" / "Reacher" / "frames.u8", dtype=np.uint8).reshape(-1, 84, 84)
-    assert len(frames) == 300 and len(np.unique(frames[50:100], axis=0)) > 40  # the arm moves
-    return places["pretrained_dir"]
-
-
-@pytest.fixture(scope="module")
-def runs(models, tmp_path_factory):
+def runs(tmp_path_factory):
     """A short run of each script: {name: folder}."""
     places = {"runs_dir": str(tmp_path_factory.mktemp("runs"))}
-    wsa = ppo_wsa_continuous.Args(**SMALL, **places, pretrained_dir=models)
+    wsa = ppo_wsa_continuous.Args(**SMALL, **places)
     state = ppo_e2e_continuous.Args(**SMALL, **places, from_state=True, exp_name="state")
     pusht = ppo_e2e_continuous.Args(**SMALL | {"total_timesteps": 128}, **places, env_id=PUSHT, action_repeat=2)
     return {
@@ -58,6 +46,22 @@ def runs(models, tmp_path_factory):
         "state": ppo_e2e_continuous.main(state),
         "pusht": ppo_e2e_continuous.main(pusht),
     }
+
+
+def test_pretraining(tmp_path):
+    """Models are made of frames in which the arm moves, and WSA trains on them."""
+    settings = {"encoders": ("state_representation", "autoencoder"), "num_frames": 300, "steps": 2, "num_envs": 2}
+    settings |= {"batch_size": 8, "validation_samples": 32, "cuda": False, "precision": "float32", "torch_threads": 1}
+    places = {name: str(tmp_path / name) for name in ("data_dir", "pretrained_dir", "runs_dir")}
+    pretrain_encoders.main(pretrain_encoders.Args(env_id="Reacher-v5", **settings, **places))
+    frames = np.fromfile(tmp_path / "data_dir" / "Reacher" / "frames.u8", dtype=np.uint8).reshape(-1, 84, 84)
+    assert len(frames) == 300 and len(np.unique(frames[50:100], axis=0)) > 40
+    flags = ppo_wsa_continuous.Args(
+        **SMALL | {"total_timesteps": 128}, **PLAIN, pretrained_dir=places["pretrained_dir"]
+    )
+    assert load_encoder(tmp_path / "pretrained_dir" / "Reacher" / "autoencoder.pt").description["game"] == "Reacher"
+    run = ppo_wsa_continuous.main(replace(flags, runs_dir=places["runs_dir"]))
+    assert checkpoints.load_agent(run / "checkpoint.pt").frozen.sha256
 
 
 @pytest.mark.parametrize("env_id", ["Reacher-v5", PUSHT])
@@ -174,7 +178,7 @@ def test_log_probabilities_are_of_the_action_before_clipping():
 
 
 @pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
-def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp_path, monkeypatch):
+def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, tmp_path, monkeypatch):
     """Where an episode was cut off, the reward holds gamma times the value of its last state."""
     scaled, values, seen = [], [], {}
     forward, get_value = RewardScale.forward, script.Agent.get_value
@@ -186,7 +190,7 @@ def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp
         "compute_advantages",
         lambda rewards, *a: seen.update(rewards=rewards.clone(), dones=a[1].clone()) or advantages(rewards, *a),
     )
-    extra = PLAIN | {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+    extra = PLAIN if script is ppo_wsa_continuous else {}
     script.main(script.Args(**SMALL | {"total_timesteps": 128}, runs_dir=str(tmp_path), **extra))
     added = seen["rewards"] - torch.stack(scaled)
     assert len(values) == 2 and seen["dones"][50].all() and seen["dones"].sum() == 2
@@ -196,8 +200,8 @@ def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, models, tmp
 
 
 @pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
-def test_same_seed_same_numbers_and_resume(script, runs, models, tmp_path):
-    extra = PLAIN | {"pretrained_dir": models} if script is ppo_wsa_continuous else {}
+def test_same_seed_same_numbers_and_resume(script, tmp_path):
+    extra = PLAIN if script is ppo_wsa_continuous else {}
     first, second = (
         script.main(script.Args(**SMALL, runs_dir=str(tmp_path / name), **extra)) for name in ("first", "second")
     )
@@ -227,30 +231,25 @@ def test_agents_are_evaluated_and_filmed(runs, tmp_path, capsys):
     assert len(steps) == 50 and {"action_0", "action_1", "state_representation", "autoencoder"} <= set(steps[0])
     assert float(steps[-1]["score"]) == pytest.approx(sum(float(row["reward"]) for row in steps), rel=1e-4)
     assert (tmp_path / "film" / "film.gif").stat().st_size > 5_000
-    with pytest.raises(InputError, match="no Atari game"):
-        evaluate.main(evaluate.Args(checkpoint=paths[:1], variation=("mode:1",), output_dir=str(tmp_path / "no")))
-
-
-def test_an_agent_plays_alike_from_its_file(runs):
     obs = np.random.default_rng(0).integers(0, 255, (2, 4, 84, 84), dtype=np.uint8)
     agent, again = (checkpoints.load_agent(runs["wsa"] / "checkpoint.pt") for _ in range(2))
     actions = agent.act(obs, greedy=True)
     assert actions.shape == (2, 2) and np.array_equal(actions, again.act(obs, greedy=True))
     assert agent.weighed == ("state_representation", "autoencoder")
+    with pytest.raises(InputError, match="no Atari game"):
+        evaluate.main(evaluate.Args(checkpoint=paths[:1], variation=("mode:1",), output_dir=str(tmp_path / "no")))
 
 
 @pytest.mark.parametrize("combiner", ["uniform", "reservoir"])
-def test_other_combiners_and_a_schedule(combiner, models, tmp_path):
+def test_other_combiners_and_a_schedule(combiner, tmp_path):
     schedule = ("drop:autoencoder:100",) if combiner == "uniform" else ()
-    flags = ppo_wsa_continuous.Args(
-        **SMALL, **PLAIN, combiner=combiner, schedule=schedule, pretrained_dir=models, runs_dir=str(tmp_path)
-    )
+    flags = ppo_wsa_continuous.Args(**SMALL, **PLAIN, combiner=combiner, schedule=schedule, runs_dir=str(tmp_path))
     run = ppo_wsa_continuous.main(flags)
     agent = checkpoints.load_agent(run / "checkpoint.pt")
     assert agent.agent.names == ("state_representation", "autoencoder")[: 1 if schedule else 2]
 
 
-def test_probes_find_what_is_there(models, tmp_path, capsys):
+def test_probes_find_what_is_there(tmp_path):
     """R^2 of a linear function is 1, of noise about 0; and the program's table for Reacher has its kinds of things."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 5))
@@ -258,7 +257,7 @@ def test_probes_find_what_is_there(models, tmp_path, capsys):
     train, validation, test = (np.arange(600) // 200 == i for i in range(3))
     found, _ = probe_encoders.regress(x, labels, train, validation, test)
     assert found["linear"][0] > 0.999 and abs(found["noise"][0]) < 0.1
-    settings = {"num_samples": 150, "encoders": ("autoencoder",), "pretrained_dir": models, "cuda": False}
+    settings = {"num_samples": 150, "encoders": ("autoencoder",), "cuda": False}
     output = tmp_path / "probes.csv"
     probe_encoders.main(probe_encoders.Args(env_id="Reacher-v5", **settings, output=str(output)))
     rows = list(csv.DictReader(output.open()))
