@@ -386,7 +386,8 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     env.close()
     files.write_csv(output / "steps.csv", steps, ".6g")
     game = f"{folder_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
-    title = f"{game}, {agent.label}, one game: score {total:.6g}{', cut off at the limit' if truncated else ''}"
+    cut_off = f", cut off at the {'frame' if atari else 'time'} limit" if truncated else ""
+    title = f"{game}, {agent.label}, one game: score {round(total, 2)}{cut_off}"
     if names:
         summary = summarise_weights(np.array([[row[name] for name in names] for row in steps]), names)
         about = {"agent": agent.label, "game": game, "score": total, "cut_off": bool(truncated)}

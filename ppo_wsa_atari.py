@@ -292,6 +292,20 @@ def ppo_loss(
     return loss, {name: value.detach() for name, value in logged.items()}, weights
 
 
+def logged_weights(
+    agent: Agent, seen: dict[str, torch.Tensor], weights: torch.Tensor | None
+) -> dict[str, torch.Tensor | float]:
+    """What is logged of a minibatch's weights (B, N): each model's mean, their entropy, what the combiner finds."""
+    logged: dict[str, torch.Tensor | float] = {}
+    if weights is not None:
+        logged |= dict(zip(agent.names, weights.mean(dim=0), strict=True))
+        logged["entropy"] = Categorical(probs=weights).entropy().mean()  # at most ln N
+    if hasattr(agent.combiner, "diagnose"):
+        with agent.autocast(seen):
+            logged |= agent.combiner.diagnose(seen, seen.get(agent.context_name))
+    return {f"weights/{name}": value for name, value in logged.items()}
+
+
 def main(args: Args) -> Path | None:
     """Train, and return the run's folder (None in the other processes of a torchrun)."""
     check_args(args)
@@ -436,14 +450,7 @@ def main(args: Args) -> Path | None:
 
         # Log: the last minibatch's losses and weights (a random part of the rollout) of the first process
         run.log_games(finished)
-        if weights is not None:  # (minibatch, N)
-            of_each = zip(agent.names, weights.mean(dim=0), strict=True)
-            run.log(global_step, {f"weights/{name}": weight for name, weight in of_each})
-            run.log(global_step, {"weights/entropy": Categorical(probs=weights).entropy().mean()})  # at most ln N
-        if hasattr(agent.combiner, "diagnose"):
-            with agent.autocast(mb_seen):
-                found = agent.combiner.diagnose(mb_seen, mb_seen.get(agent.context_name))
-            run.log(global_step, {f"weights/{name}": value for name, value in found.items()})
+        run.log(global_step, logged_weights(agent, mb_seen, weights))
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
         run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-from torch.distributions import Categorical
 
 import ppo_wsa_atari
 from combiners import CombinerOptions, find_combiner
@@ -37,7 +36,16 @@ from housekeeping.run import EvaluationFlags, Run, RunFlags, read_args
 from housekeeping.seeds import env_seeds
 from ppo_e2e_atari import PPOFlags, check_ppo, compute_advantages
 from ppo_e2e_continuous import ContinuousFlags, gaussian
-from ppo_wsa_atari import MAY_DIFFER_ON_RESUME, Player, WSAFlags, check_wsa, open_models, open_player, ppo_loss
+from ppo_wsa_atari import (
+    MAY_DIFFER_ON_RESUME,
+    Player,
+    WSAFlags,
+    check_wsa,
+    logged_weights,
+    open_models,
+    open_player,
+    ppo_loss,
+)
 
 SCRIPT = "ppo_wsa_continuous"  # what a checkpoint of this script calls itself
 
@@ -241,14 +249,7 @@ def main(args: Args) -> Path:
 
         # Log: the last minibatch's losses and weights (a random part of the rollout)
         run.log_games(finished)
-        if weights is not None:  # (minibatch, N)
-            of_each = zip(agent.names, weights.mean(dim=0), strict=True)
-            run.log(global_step, {f"weights/{name}": weight for name, weight in of_each})
-            run.log(global_step, {"weights/entropy": Categorical(probs=weights).entropy().mean()})  # at most ln N
-        if hasattr(agent.combiner, "diagnose"):
-            with agent.autocast(mb_seen):
-                found = agent.combiner.diagnose(mb_seen, mb_seen.get(agent.context_name))
-            run.log(global_step, {f"weights/{name}": value for name, value in found.items()})
+        run.log(global_step, logged_weights(agent, mb_seen, weights))
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
         run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal

@@ -12,14 +12,17 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+from tqdm import tqdm
 
 from housekeeping.flags import InputError, check_ranges
+from housekeeping.run import BAR
 from housekeeping.seeds import env_seeds
 
 gym.register_envs(ale_py)
@@ -88,7 +91,24 @@ def lost_life(lives_before: np.ndarray, lives: np.ndarray, game_over: np.ndarray
     return (lives < lives_before) & ~game_over
 
 
-class AtariGames(gym.vector.VectorWrapper):
+class CountedGames(gym.vector.VectorWrapper):
+    """Environments side by side whose returns and lengths in agent steps are added up until a game is over."""
+
+    def start_counting(self, dtype: type) -> None:
+        """All games begin now; `dtype` is that of their returns."""
+        self.returns, self.lengths = np.zeros(self.num_envs, dtype), np.zeros(self.num_envs, dtype=np.int64)
+
+    def count(self, rewards: np.ndarray, over: np.ndarray) -> list[tuple[float, int]]:
+        """Take in a step's rewards (num_envs,); return and length of each game that is over, in the order of
+        environments."""
+        self.returns += rewards
+        self.lengths += 1
+        games = [(self.returns[i].item(), self.lengths[i].item()) for i in np.flatnonzero(over)]
+        self.returns[over] = self.lengths[over] = 0
+        return games
+
+
+class AtariGames(CountedGames):
     """Whole games, through lost lives: FIRE after each lost one, and each game's raw score.
 
     The paper's wrapper, as Stable-Baselines3's and CleanRL's, presses FIRE when a life is lost, as a game like Breakout
@@ -113,17 +133,14 @@ class AtariGames(gym.vector.VectorWrapper):
         obs, info = self.env.reset(**options)
         self.lives, self.clock = info["lives"].copy(), info["episode_frame_number"].copy()
         self.forced = np.full(self.num_envs, -1)
-        self.returns, self.lengths = np.zeros((2, self.num_envs), dtype=np.int64)
+        self.start_counting(np.int64)
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, info = self.env.step(np.where(self.forced >= 0, self.forced, actions))
-        self.returns += rewards
-        self.lengths += 1
         lives, clock = info["lives"].copy(), info["episode_frame_number"].copy()
         game_over = truncated | (terminated & (clock < self.clock))
-        games = [(int(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(game_over)]
-        self.returns[game_over] = self.lengths[game_over] = 0
+        games = self.count(rewards, game_over)
         self.forced = np.full(self.num_envs, -1)
         if self.fire is not None:
             self.forced[lost_life(self.lives, lives, game_over)] = self.fire
@@ -273,6 +290,41 @@ def play_games(
             scores[i], lengths[i] = 0, 0
     envs.close()
     return [game for per_env in games for game in per_env]
+
+
+def play_and_read(
+    env: gym.Env,
+    begin: Callable[[], Callable[[], Any]],
+    read: Callable[[], Any],
+    num_samples: int,
+    every: int,
+    seed: int,
+) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Play one environment, and at one step in `every` read what is known beside the picture.
+
+    Args:
+        begin: called at each game's start; gives what draws the game's actions.
+
+    Returns:
+        observations uint8 (n, 4, 84, 84), what was read at each of them, and the number of the game (n,).
+    """
+    observations, found, games = [], [], []
+    step, game, done = 0, -1, True
+    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
+        while len(observations) < num_samples:
+            if done:
+                game, draw = game + 1, begin()
+                env.reset(seed=int(env_seeds(1, seed, 5, game)[0]))
+            obs, _, terminated, truncated, _ = env.step(draw())
+            done = terminated or truncated
+            step += 1
+            if step % every == 0 and not done:
+                observations.append(np.asarray(obs))
+                found.append(read())
+                games.append(game)
+                progress.update(1)
+    env.close()
+    return np.stack(observations), found, np.array(games)
 
 
 def evaluation_games(

@@ -137,7 +137,7 @@ def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], t
             leave=False,
         ):
             picture.set_data(screen)
-            caption.set_text(f"step {row['step']:,}, score {row['score'] - row['reward']:.6g}")
+            caption.set_text(f"step {row['step']:,}, score {round(row['score'] - row['reward'], 2)}")
             for bar, name in zip(bars if names else (), names, strict=True):
                 bar.set_width(row[name])
             writer.grab_frame()

@@ -1,11 +1,8 @@
 """Where things are in the console's memory: bytes of its RAM (Anand et al. 2019, arXiv 1906.08226, appendix)."""
 
 import numpy as np
-from tqdm import tqdm
 
-from environments.atari import make_env
-from housekeeping.run import BAR
-from housekeeping.seeds import env_seeds
+from environments.atari import make_env, play_and_read
 
 # By kind of thing
 VARIABLES: dict[str, dict[str, dict[str, int]]] = {
@@ -47,22 +44,13 @@ def collect_with_ram(env_id: str, num_samples: int, every: int, seed: int) -> tu
 
     The vector environment has no RAM; a single one has, and shows the same pixels.
     """
-    env = make_env(env_id)
-    rng = np.random.default_rng(seed)
-    observations, rams, games = [], [], []
-    step, game, done = 0, -1, True
-    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
-        while len(observations) < num_samples:
-            if done:
-                game += 1
-                obs, _ = env.reset(seed=env_seeds(1, seed, 5, game)[0])
-            obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
-            done = terminated or truncated
-            step += 1
-            if step % every == 0 and not done:
-                observations.append(np.asarray(obs))
-                rams.append(env.unwrapped.ale.getRAM().copy())
-                games.append(game)
-                progress.update(1)
-    env.close()
-    return np.stack(observations), np.stack(rams), np.array(games)
+    env, rng = make_env(env_id), np.random.default_rng(seed)
+
+    def draw() -> int:
+        return int(rng.integers(env.action_space.n))
+
+    def ram() -> np.ndarray:
+        return env.unwrapped.ale.getRAM().copy()
+
+    observations, rams, games = play_and_read(env, lambda: draw, ram, num_samples, every, seed)
+    return observations, np.stack(rams), games

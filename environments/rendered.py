@@ -13,6 +13,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,11 +31,9 @@ from gymnasium.wrappers import (
     RescaleAction,
     ResizeObservation,
 )
-from tqdm import tqdm
 
-from environments.atari import play_games
+from environments.atari import CountedGames, play_and_read, play_games
 from housekeeping.flags import InputError, check_ranges
-from housekeeping.run import BAR
 from housekeeping.seeds import env_seeds
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
@@ -78,11 +77,11 @@ def is_rendered(env_id: str) -> bool:
 
 def folder_name(env_id: str) -> str:
     """What its folders are called: "gym_pusht/PushT-v0" -> "PushT"."""
-    return env_id.rpartition("/")[2].rpartition("-v")[0]
+    return re.sub(r"-v\d+$", "", env_id.rpartition("/")[2])
 
 
 def check_environment(args: RenderedFlags) -> None:
-    """Refuse flags that nothing can be played with, after trying it for one step; raises InputError."""
+    """Refuse flags that nothing can be played with, after making it once; raises InputError."""
     check_ranges(args, ("num_envs", "action_repeat"))
     make_env(args.env_id).close()
 
@@ -149,21 +148,17 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
     return FrameStackObservation(small, 4, padding_type="zero")
 
 
-class RenderedEnvs(gym.vector.VectorWrapper):
+class RenderedEnvs(CountedGames):
     """Whole episodes: `step` adds to info `games`, for each episode that is over its return and its length in agent
     steps, in the order of environments."""
 
     def reset(self, *, seed: np.ndarray | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        self.start_counting(float)
         return self.env.reset(seed=None if seed is None else [int(one) for one in seed], options=options)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        self.returns += rewards
-        self.lengths += 1
-        over = terminated | truncated
-        games = [(float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over] = self.lengths[over] = 0
+        games = self.count(rewards, terminated | truncated)
         return obs, rewards, terminated, truncated, info | {"games": games}
 
 
@@ -217,25 +212,14 @@ def collect_with_state(
     """Random play as an agent would see it: observations uint8 (n, 4, 84, 84), by kind of thing what the simulator knew
     (n, length), number of the episode (n,)."""
     env, rng = make_env(env_id), np.random.default_rng(seed)
-    observations, states, episodes = [], [], []
-    step, episode, done = 0, -1, True
-    with tqdm(total=num_samples, unit="sample", desc="playing", **BAR) as progress:
-        while len(observations) < num_samples:
-            if done:
-                episode += 1
-                draw = smooth_actions(1, env.action_space.shape[0], rng)
-                env.reset(seed=int(env_seeds(1, seed, 5, episode)[0]))
-            obs, _, terminated, truncated, _ = env.step(draw()[0])
-            done = terminated or truncated
-            step += 1
-            if step % every == 0 and not done:
-                observations.append(np.asarray(obs))
-                states.append(simulator_state(env))
-                episodes.append(episode)
-                progress.update(1)
-    env.close()
-    kinds = {kind: np.stack([state[kind] for state in states]) for kind in states[0]}
-    return np.stack(observations), kinds, np.array(episodes)
+
+    def begin() -> Callable[[], np.ndarray]:
+        draw = smooth_actions(1, env.action_space.shape[0], rng)
+        return lambda: draw()[0]
+
+    read = functools.partial(simulator_state, env)
+    observations, states, episodes = play_and_read(env, begin, read, num_samples, every, seed)
+    return observations, {kind: np.stack([state[kind] for state in states]) for kind in states[0]}, episodes
 
 
 def simulator_state(env: gym.Env) -> dict[str, np.ndarray]:

@@ -140,6 +140,13 @@ def test_a_time_limit_is_truncation_and_episodes_are_counted():
     envs.close()
 
 
+@pytest.mark.parametrize(
+    ("env_id", "name"), [("Reacher-v5", "Reacher"), (PUSHT, "PushT"), ("my/Arm", "Arm"), ("Ant-vel-v10", "Ant-vel")]
+)
+def test_folders_are_called_by_the_bare_name(env_id, name):
+    assert rendered.folder_name(env_id) == name
+
+
 def test_smooth_actions_move():
     """Neighbours are alike (correlation 0.9), and each number has variance 1/2."""
     draw = rendered.smooth_actions(500, 2, np.random.default_rng(0))
