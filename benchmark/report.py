@@ -295,21 +295,21 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
 # What other scripts have stored
 
 
-def throughput_table() -> str:
-    """What benchmark/throughput.py has measured last and stored: a table of the loops, and how long scripts take to
+def throughput_table(processor: str) -> str:
+    """What benchmark/throughput.py has measured on one processor: a table of the loops, and how long scripts take to
     start.
     """
-    stored = json.loads((BENCHMARK / "throughput.json").read_text())
+    stored = json.loads((BENCHMARK / f"throughput_{processor}.json").read_text())
     rows = pd.DataFrame(stored["rows"])
     table = pd.DataFrame(
         {
             "case": rows.kind + ": " + rows.case,
             "precision": rows.precision,
-            "steps/s": text(rows.steps_per_second, ".3g"),
+            "steps/s": text(rows.steps_per_second, ",.1f"),
         }
     )
     table["times plain"], table["of script"] = text(rows.times_plain, ".2f"), text(rows.of_script, ".2f")
-    table["slowest to fastest"] = text(rows.slowest, ".3g") + " to " + text(rows.fastest, ".3g")
+    table["slowest to fastest"] = text(rows.slowest, ",.1f") + " to " + text(rows.fastest, ",.1f")
     for phase in ("emulation", "frozen_models", "policy", "update"):
         table[phase.replace("_", " ")] = text(rows[f"share_{phase}"], ".0%")
     about, settings = stored["machine"], stored["settings"]
@@ -442,7 +442,6 @@ def probes_table(game: str) -> str:
 def marked_table(name: str) -> str:
     """What belongs where a page says `<!-- report: name -->`."""
     of_scripts = {
-        "throughput": throughput_table,
         "denormals": denormals_table,
         "scaling": scaling_table,
         "coverage": coverage_table,
@@ -450,6 +449,8 @@ def marked_table(name: str) -> str:
     }
     if name in of_scripts:
         return of_scripts[name]()
+    if name.startswith("throughput_"):
+        return throughput_table(name.removeprefix("throughput_"))
     if name.startswith("probes_"):
         return probes_table(name.removeprefix("probes_"))
     if name.startswith("evaluation_"):

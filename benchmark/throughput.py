@@ -83,7 +83,7 @@ class Args:
     """also the cases with --compile"""
     pretrained_dir: str | None = None
     """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: the repository's pretrained/)"""
-    output: str = "benchmark/throughput"
+    output: str = "my_throughput"
     """<output>.json and <output>.csv"""
     cuda: bool | Literal["auto"] = "auto"
     """run on a GPU: auto (if there is one), True or False"""
