@@ -183,9 +183,11 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
         about = (trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky)
         drawn = {name: trained[name] for name in ("action_repeat", "from_state") if name in trained}
         opened.append(Evaluated(label, path, agent, *about, drawn))
-        if rendered.is_rendered(trained["env_id"]) and (args.suite or args.variation or sticky):
+        of_atari = args.suite or args.variation or sticky or args.max_frames_per_game != MAX_FRAMES_PER_GAME
+        if rendered.is_rendered(trained["env_id"]) and of_atari:
             raise InputError(
-                f"{path}: {trained['env_id']} is no Atari game: there are no variations, no sticky actions."
+                f"{path}: {trained['env_id']} is no Atari game: there are no variations, no sticky actions and no "
+                "limit of frames."
             )
     return opened
 

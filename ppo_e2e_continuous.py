@@ -76,6 +76,8 @@ class Args(ContinuousFlags, PPOFlags, RenderedFlags, RunFlags, EvaluationFlags):
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     processes.require_one_process(SCRIPT)
+    if args.from_state:
+        args.precision = "float32"  # two small layers gain nothing by bfloat16
     check_ppo(args)
     check_environment(args)
 

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
     """A short run of each script: {name: folder}."""
     places = {"runs_dir": str(tmp_path_factory.mktemp("runs"))}
     wsa = ppo_wsa_continuous.Args(**SMALL, **places)
-    state = ppo_e2e_continuous.Args(**SMALL, **places, from_state=True, exp_name="state")
+    state = ppo_e2e_continuous.Args(**SMALL | {"precision": "auto"}, **places, from_state=True, exp_name="state")
     pusht = ppo_e2e_continuous.Args(**SMALL | {"total_timesteps": 128}, **places, env_id=PUSHT, action_repeat=2)
     return {
         "wsa": ppo_wsa_continuous.main(wsa),
@@ -243,8 +243,11 @@ def test_agents_are_evaluated_and_filmed(runs, tmp_path, capsys):
     actions = agent.act(obs, greedy=True)
     assert actions.shape == (2, 2) and np.array_equal(actions, again.act(obs, greedy=True))
     assert agent.weighed == ("state_representation", "autoencoder")
-    with pytest.raises(InputError, match="no Atari game"):
-        evaluate.main(evaluate.Args(checkpoint=paths[:1], variation=("mode:1",), output_dir=str(tmp_path / "no")))
+    state = checkpoints.load_checkpoint(runs["state"] / "checkpoint.pt", "ppo_e2e_continuous")
+    assert state["args"]["precision"] == "float32"  # as it says
+    for of_atari in ({"variation": ("mode:1",)}, {"max_frames_per_game": 100}):
+        with pytest.raises(InputError, match="no Atari game"):
+            evaluate.main(evaluate.Args(checkpoint=paths[:1], **of_atari, output_dir=str(tmp_path / "no")))
 
 
 @pytest.mark.parametrize("combiner", ["uniform", "reservoir"])
