@@ -115,7 +115,8 @@ def nature_cnn(in_channels: int = 4, out_features: int = 512) -> nn.Sequential:
 
 def pixels(obs: torch.Tensor, precision: Literal["float32", "bfloat16"]) -> torch.Tensor:
     """uint8 (B, 4, 84, 84) -> pixels in [0, 1] of this precision, in the layout that convolutions prefer."""
-    return obs.to(getattr(torch, precision), memory_format=torch.channels_last).div_(255.0)
+    x = obs.to(getattr(torch, precision), memory_format=torch.channels_last)
+    return x.mul_(1 / 255.0) if precision == "bfloat16" else x.div_(255.0)  # fast: in bfloat16 both give the same
 
 
 class Agent(nn.Module):

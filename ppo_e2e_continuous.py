@@ -182,8 +182,11 @@ def main(args: Args) -> Path:
         act, loss_of = torch.compile(act), torch.compile(loss_of)
 
     # Storage of one rollout
-    obs_dtype = torch.float64 if args.from_state else torch.uint8
-    obs = torch.zeros((args.num_steps, args.num_envs, *observation_shape), dtype=obs_dtype, device=device)
+    if args.from_state:
+        obs = torch.zeros((args.num_steps, args.num_envs, *observation_shape), dtype=torch.float64, device=device)
+    else:  # fast: channels last in memory, as the convolutions want them
+        obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
+        obs = obs.permute(0, 1, 4, 2, 3)
     actions = torch.zeros((args.num_steps, args.num_envs, action_size), device=device)
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)

@@ -293,6 +293,16 @@ def test_the_end_to_end_agent_by_hand():
         assert agent.critic.weight.norm().item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pixels_are_from_0_to_1(precision):
+    """Each of the 256 grey levels is its 255th part, rounded once to the precision."""
+    obs = torch.arange(256, dtype=torch.uint8).view(4, 4, 4, 4)
+    exact = torch.from_numpy(np.arange(256) / 255.0).view(4, 4, 4, 4)
+    torch.testing.assert_close(
+        ppo_e2e_atari.pixels(obs, precision), exact.to(getattr(torch, precision)), rtol=0, atol=0
+    )
+
+
 def test_heads_by_hand():
     layers, x = ppo_wsa_atari.head(8, (5, 3), "relu", 2, gain=0.01), torch.randn(4, 8)
     a, b, c = (layer.weight for layer in layers[::2])  # biases start at 0
