@@ -66,9 +66,11 @@ def plot_suite(rows: list[dict], labels: list[str], variations: tuple[str, ...],
 
 
 def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
-    """Each model's weight over the game (thin: each step, thick: mean of two seconds), with rewards and lost lives
-    marked."""
-    x, window = np.arange(len(steps)), 2 * STEPS_PER_SECOND
+    """Each model's weight over the game (thin: each step, thick: mean of 30 steps, or of a tenth of a short game).
+
+    Below, rewards and lost lives are marked; where most steps are rewarded, the reward is a line.
+    """
+    x, window = np.arange(len(steps)), min(2 * STEPS_PER_SECOND, max(1, len(steps) // 10))
     figure, (axis, events) = plt.subplots(
         2, 1, figsize=(11, 4.8), sharex=True, layout="constrained", height_ratios=[6, 1], gridspec_kw={"hspace": 0.02}
     )
@@ -80,15 +82,21 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
         )
         axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=1.6, label=name)
     axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
-    lives = np.array([row["lives"] for row in steps])
+    lives, rewards = (np.array([row[name] for row in steps]) for name in ("lives", "reward"))
     kinds = {
         "reward": ([row["step"] for row in steps if row["reward"] > 0], "tab:green", 1.0),
         "negative reward": ([row["step"] for row in steps if row["reward"] < 0], "tab:red", 1.0),
         "lost life": (list(1 + np.flatnonzero(np.diff(lives) < 0)), "black", 2.0),
     }
-    for kind, (when, colour, line_width) in kinds.items():
-        if len(when):
-            events.vlines(when, 0, 1, color=colour, linewidth=line_width, label=f"{kind} ({len(when)})")
+    if np.mean(rewards != 0) > 0.5:
+        events.plot(x, rewards, color="tab:green", linewidth=1.0)
+        events.set_ylabel("reward")
+    else:
+        events.set_yticks([])
+        events.set_ylabel("events")
+        for kind, (when, colour, line_width) in kinds.items():
+            if len(when):
+                events.vlines(when, 0, 1, color=colour, linewidth=line_width, label=f"{kind} ({len(when)})")
     for step in kinds["lost life"][0]:
         axis.axvline(step, color="black", linewidth=0.8)
     axis.set_ylabel("weight (they sum to 1)")
@@ -98,12 +106,10 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
     axis.legend(
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
-        title=f"thick: mean of {window // STEPS_PER_SECOND} s",
+        title=f"thick: mean of {window} steps",
         frameon=False,
     )
-    events.set_yticks([])
-    events.set_ylabel("events")
-    events.set_xlabel(f"agent step ({STEPS_PER_SECOND} are one second of play)")
+    events.set_xlabel("agent step")
     if events.get_legend_handles_labels()[0]:
         events.legend(loc="upper left", bbox_to_anchor=(1.0, 1.3), frameon=False)
     figure.savefig(path, dpi=110)
