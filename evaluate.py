@@ -48,7 +48,7 @@ from environments.hackatari import (
 )
 from environments.pictures import film, plot_suite, plot_weights
 from housekeeping import checkpoints, device, files
-from housekeeping.flags import InputError, check_ranges, parse, start
+from housekeeping.flags import InputError, check_ranges, parse, require_defaults, start
 from housekeeping.run import BAR
 from housekeeping.seeds import env_seeds
 
@@ -183,12 +183,9 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
         about = (trained["env_id"], checkpoint["script"], checkpoint["global_step"], sticky)
         drawn = {name: trained[name] for name in ("action_repeat", "from_state") if name in trained}
         opened.append(Evaluated(label, path, agent, *about, drawn))
-        of_atari = args.suite or args.variation or sticky or args.max_frames_per_game != MAX_FRAMES_PER_GAME
-        if rendered.is_rendered(trained["env_id"]) and of_atari:
-            raise InputError(
-                f"{path}: {trained['env_id']} is no Atari game: there are no variations, no sticky actions and no "
-                "limit of frames."
-            )
+        if rendered.is_rendered(trained["env_id"]):
+            of_atari = ("suite", "variation", "max_frames_per_game") + ("repeat_action_probability",) * bool(sticky)
+            require_defaults(args, of_atari, f"Atari games, and {trained['env_id']} of {path} is no Atari game")
     return opened
 
 

@@ -20,7 +20,7 @@ housekeeping/run.py.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,8 +76,6 @@ class Args(ContinuousFlags, PPOFlags, RenderedFlags, RunFlags, EvaluationFlags):
 def check_args(args: Args) -> None:
     """Refuse, before any work, flags that cannot work; raises InputError."""
     processes.require_one_process(SCRIPT)
-    if args.from_state:
-        args.precision = "float32"  # two small layers gain nothing by bfloat16
     check_ppo(args)
     check_environment(args)
 
@@ -156,6 +154,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
 def main(args: Args) -> Path:
     """Train, and return the run's folder."""
     check_args(args)
+    if args.from_state:
+        args = replace(args, precision="float32")  # two small layers gain nothing by bfloat16
     run = Run(SCRIPT, args, folder_name(args.env_id))
     args, device = run.args, run.device
     batch_size = args.num_envs * args.num_steps

@@ -84,9 +84,9 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
     axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
     lives, rewards = (np.array([row[name] for row in steps]) for name in ("lives", "reward"))
     kinds = {
-        "reward": ([row["step"] for row in steps if row["reward"] > 0], "tab:green", 1.0),
-        "negative reward": ([row["step"] for row in steps if row["reward"] < 0], "tab:red", 1.0),
-        "lost life": (list(1 + np.flatnonzero(np.diff(lives) < 0)), "black", 2.0),
+        "reward": (np.flatnonzero(rewards > 0), "tab:green", 1.0),
+        "negative reward": (np.flatnonzero(rewards < 0), "tab:red", 1.0),
+        "lost life": (1 + np.flatnonzero(np.diff(lives) < 0), "black", 2.0),
     }
     if np.mean(rewards != 0) > 0.5:
         events.plot(x, rewards, color="tab:green", linewidth=1.0)
