@@ -70,7 +70,7 @@ class Args(ContinuousFlags, PPOFlags, RenderedFlags, RunFlags, EvaluationFlags):
     """PPO from pixels, or from the simulator's state"""
 
     from_state: bool = False
-    """a control, the upper mark: see the simulator's own numbers in place of pictures (two hidden layers of 64)"""
+    """a control: see the simulator's own numbers in place of pictures (two hidden layers of 64)"""
 
 
 def check_args(args: Args) -> None:
