@@ -34,8 +34,8 @@ VARIABLES: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 
-# Where the player is; the room first, if there are several
-POSITION: dict[str, tuple[int, ...]] = {"MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
+# Where the player is; the room first, if there are several. Freeway's chicken only goes up and down: its height
+POSITION: dict[str, tuple[int, ...]] = {"Freeway": (14,), "MontezumaRevenge": (3, 42, 43), "MsPacman": (10, 16)}
 
 
 def collect_with_ram(env_id: str, num_samples: int, every: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

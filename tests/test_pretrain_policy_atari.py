@@ -407,6 +407,24 @@ def test_the_player_is_where_the_memory_says():
     assert left[1] < start[1] < right[1] and start[2] == right[2] == left[2]  # the player stands on a platform
 
 
+def test_the_chickens_height_says_when_it_has_crossed_the_road():
+    """In Freeway, going up raises it to its largest value, where the point is scored; down never gets off the kerb."""
+    env = make_env("ALE/Freeway-v5", noop_max=0)
+    env.reset(seed=0)
+    meanings, (byte,) = env.unwrapped.get_action_meanings(), POSITION["Freeway"]
+    heights, rewards = [], []
+    for _ in range(400):
+        rewards.append(env.step(meanings.index("UP"))[1])
+        heights.append(int(env.unwrapped.ale.getRAM()[byte]))
+    scored = [step for step, reward in enumerate(rewards) if reward]
+    assert len(scored) >= 2 and len(set(heights)) > 80
+    for step in scored:  # it is then far up, and back at the kerb within a second
+        assert max(heights[step - 4 : step + 1]) > 170 and min(heights[step : step + 15]) < 20
+    env.reset(seed=0)
+    for _ in range(100):
+        assert env.step(meanings.index("DOWN"))[1] == 0 and env.unwrapped.ale.getRAM()[byte] < 20
+
+
 def test_the_summary_of_coverage():
     """Student's interval of 1, 2, 3 is 2 +- 4.303 / sqrt(3); of the sets only the ends count."""
     games = [
