@@ -384,12 +384,13 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             progress.update()
     env.close()
     files.write_csv(output / "steps.csv", steps, ".6g")
+    cut_off = truncated and not terminated
     game = f"{folder_name(agent.env_id)}{'' if variation == UNCHANGED else f' ({variation})'}"
-    cut_off = f", cut off at the {'frame' if atari else 'time'} limit" if truncated else ""
-    title = f"{game}, {agent.label}, one game: score {round(total, 2)}{cut_off}"
+    limit = f", cut off at the {'frame' if atari else 'time'} limit" if cut_off else ""
+    title = f"{game}, {agent.label}, one game: score {round(total, 2)}{limit}"
     if names:
         summary = summarise_weights(np.array([[row[name] for name in names] for row in steps]), names)
-        about = {"agent": agent.label, "game": game, "score": total, "cut_off": bool(truncated)}
+        about = {"agent": agent.label, "game": game, "score": total, "cut_off": bool(cut_off)}
         (output / "summary.json").write_text(json.dumps({**about, **summary}, indent=1) + "\n")
         plot_weights(steps, names, title, output / "weights.png")
         print(weights_table(summary))

@@ -33,10 +33,10 @@ def main(args: Args) -> None:
         raise InputError(f"{output}: there is such a file already; move it away or choose another name.")
     files.require_writable(output.parent)
     small = {key: value for key, value in checkpoint.items() if key not in ONLY_FOR_TRAINING}
-    small["agent"] = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in checkpoint["agent"].items()
-    }
-    largest = max(tensor.abs().max().item() for tensor in checkpoint["agent"].values() if tensor.is_floating_point())
+    # Running moments are float64 and stay as they are: they count steps
+    weights = {name: tensor for name, tensor in checkpoint["agent"].items() if tensor.dtype == torch.float32}
+    small["agent"] = checkpoint["agent"] | {name: tensor.half() for name, tensor in weights.items()}
+    largest = max(tensor.abs().max().item() for tensor in weights.values())
     if largest > torch.finfo(torch.float16).max:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
     files.save(small, output)

@@ -285,7 +285,7 @@ def play_games(
         for i in np.flatnonzero(terminated | truncated):
             if len(games[i]) < quota[i]:
                 score = int(scores[i]) if scores[i].is_integer() else float(scores[i])
-                games[i].append((score, int(lengths[i]), bool(truncated[i])))
+                games[i].append((score, int(lengths[i]), bool(truncated[i] and not terminated[i])))
                 on_game()
             scores[i], lengths[i] = 0, 0
     envs.close()

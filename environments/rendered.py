@@ -9,12 +9,14 @@ Reacher-v5 (an arm of two links must reach a point, in MuJoCo) and gym_pusht/Pus
 place) are tested; others work by their id.
 """
 
+import atexit
 import functools
 import importlib
 import multiprocessing
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ from environments.atari import CountedGames, play_and_read, play_games
 from housekeeping.flags import InputError, check_ranges
 from housekeeping.seeds import env_seeds
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
 os.environ.setdefault("LP_NUM_THREADS", "0")  # fast: Mesa draws in the process's own thread
 
 INSTALL = "pip install -r requirements-continuous.txt, and what docs/continuous.md says"
@@ -83,7 +86,7 @@ def folder_name(env_id: str) -> str:
 def check_environment(args: RenderedFlags) -> None:
     """Refuse flags that nothing can be played with, after making it once; raises InputError."""
     check_ranges(args, ("num_envs", "action_repeat"))
-    make_env(args.env_id).close()
+    make_env(args.env_id, from_state=getattr(args, "from_state", False)).close()
 
 
 class ActionRepeat(gym.Wrapper):
@@ -113,7 +116,7 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
         InputError: not known, not installed, actions that are no bounded vector, or it cannot draw itself here.
     """
     if not is_rendered(env_id):
-        if "ALE/" in env_id or "NoFrameskip" in env_id:
+        if "ALE/" in env_id or "NoFrameskip" in env_id or f"ALE/{folder_name(env_id)}-v5" in gym.registry:
             raise InputError(f"--env-id {env_id} is an Atari game: play it with the scripts whose names end in _atari.")
         raise InputError(
             f"--env-id {env_id}: no such environment here; {' and '.join(DRAWN)} are tried, others work by their "
@@ -122,13 +125,15 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
     try:
         env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **DRAWN.get(env_id, {}))
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise InputError(f"--env-id {env_id}: a package is missing: {INSTALL}.") from error
+        install = INSTALL if env_id in DRAWN else str(error)
+        raise InputError(f"--env-id {env_id}: a package is missing: {install}.") from error
     except Exception as error:  # someone else's code: anything can happen
         raise InputError(
             f"--env-id {env_id}: cannot be made ({type(error).__name__}: {error}); {NEEDS_EGL}."
         ) from error
     space = env.action_space
-    if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
+    is_vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
+    if not (is_vector and space.is_bounded()):
         raise InputError(f"--env-id {env_id}: its actions are {space}; these scripts need a bounded vector of numbers.")
     if "rgb_array" not in env.metadata.get("render_modes", ()):
         raise InputError(
@@ -138,12 +143,14 @@ def make_env(env_id: str, action_repeat: int = 1, from_state: bool = False) -> g
         env.unwrapped.model.vis.quality.offsamples = 0  # fast: one sample a pixel in place of four
     env = ClipAction(RescaleAction(ActionRepeat(env, action_repeat), np.float32(-1.0), np.float32(1.0)))
     if from_state:
+        shown = env.observation_space
+        if not (isinstance(shown, gym.spaces.Box) and len(shown.shape) == 1):
+            raise InputError(f"--from-state: {env_id} observes {shown}; this needs a vector of numbers.")
         return env
     try:
-        env = AddRenderObservation(env, render_only=True)
+        grey = GrayscaleObservation(AddRenderObservation(env, render_only=True))
     except Exception as error:
         raise InputError(f"--env-id {env_id}: cannot draw ({type(error).__name__}: {error}); {NEEDS_EGL}.") from error
-    grey = GrayscaleObservation(env)
     small = grey if grey.observation_space.shape == (84, 84) else ResizeObservation(grey, (84, 84))
     return FrameStackObservation(small, 4, padding_type="zero")
 
@@ -172,13 +179,17 @@ def make_envs(env_id: str, num_envs: int, action_repeat: int = 1, from_state: bo
     # A process that has drawn cannot be forked: the copies would wait for ever. This server has not, and forks them all
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     envs = AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
+    for process in envs.processes:
+        atexit.register(process.kill)  # as they do not listen to SIGTERM, by which a program that fails ends its own
     return RenderedEnvs(envs)
 
 
 def _make_in_worker(*args: Any) -> gym.Env:
-    """`make_env` in a process of its own, which leaves Ctrl-C to the program, as that plays on until it has saved."""
+    """`make_env` in a process of its own, which leaves Ctrl-C and SIGTERM to the program: that plays on until it has
+    saved. (A terminal, `timeout` and Slurm send them to all of a program's processes.)"""
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return make_env(*args)
 
 

@@ -1,8 +1,15 @@
 """Environments that draw themselves, and PPO on continuous actions; skipped where MuJoCo, PushT or EGL is missing."""
 
 import csv
+import ctypes.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +18,7 @@ import torch
 from test_ppo import scalars
 
 import evaluate
+import export_agent
 import ppo_e2e_continuous
 import ppo_wsa_atari
 import ppo_wsa_continuous
@@ -18,16 +26,16 @@ import pretrain_encoders
 import probe_encoders
 from encoders import PRETRAINED, load_encoder
 from environments import rendered
+from environments.atari import play_games
 from environments.scaling import RewardScale
 from housekeeping import checkpoints
 from housekeeping.flags import InputError
 
 PUSHT = "gym_pusht/PushT-v0"
-for env_id in ("Reacher-v5", PUSHT):
-    try:
-        rendered.make_env(env_id).close()
-    except InputError as error:  # a package or EGL is missing
-        pytest.skip(str(error), allow_module_level=True)
+for package in ("mujoco", "gym_pusht"):
+    pytest.importorskip(package)
+if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
+    pytest.skip(rendered.NEEDS_EGL, allow_module_level=True)
 
 SMALL = {"num_envs": 2, "num_steps": 64, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 256}
 SMALL |= {"precision": "float32", "cuda": False, "torch_threads": 1}
@@ -121,6 +129,11 @@ def test_actions_are_within_the_box_and_repeated():
     env = rendered.make_env("Reacher-v5", action_repeat=3, from_state=True)
     env.reset(seed=0)
     assert env.step(np.array([7.0, -1.5], dtype=np.float32))[1] == pytest.approx(sum(rewards))
+    played, step = [], env.unwrapped.step
+    env.unwrapped.step = lambda action: played.append(action) or step(action)
+    for _ in range(16):
+        *_, truncated, _ = env.step(np.zeros(2, dtype=np.float32))
+    assert truncated and len(played) == 50 - 3  # 50 is no multiple of 3: the last action is played twice
 
 
 def test_a_time_limit_is_truncation_and_episodes_are_counted():
@@ -185,11 +198,21 @@ def test_log_probabilities_are_of_the_action_before_clipping():
 
 
 @pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
-def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, tmp_path, monkeypatch):
-    """Where an episode was cut off, the reward holds gamma times the value of its last state."""
-    scaled, values, seen = [], [], {}
+def test_one_rollout(script, tmp_path, monkeypatch):
+    """Where an episode was cut off, the reward holds gamma times the value of its last state, and the discounted return
+    by which rewards are scaled begins anew. Actions and log-probabilities are stored as drawn, though the environment
+    clips: before the first step of an update, the policy is the one that acted.
+    """
+    scaled, over, values, seen = [], [], [], {}
     forward, get_value = RewardScale.forward, script.Agent.get_value
-    monkeypatch.setattr(RewardScale, "forward", lambda *a: scaled.append(forward(*a)) or scaled[-1])
+
+    def recorded(scale, reward, ended):
+        assert scale.gamma == 0.99
+        over.append(ended)
+        scaled.append(forward(scale, reward, ended))
+        return scaled[-1]
+
+    monkeypatch.setattr(RewardScale, "forward", recorded)
     monkeypatch.setattr(script.Agent, "get_value", lambda *a: values.append(get_value(*a)) or values[-1])
     advantages = script.compute_advantages
     monkeypatch.setattr(
@@ -198,17 +221,24 @@ def test_the_value_of_what_the_time_limit_cut_off_is_counted(script, tmp_path, m
         lambda rewards, *a: seen.update(rewards=rewards.clone(), dones=a[1].clone()) or advantages(rewards, *a),
     )
     extra = PLAIN if script is ppo_wsa_continuous else {}
-    script.main(script.Args(**SMALL | {"total_timesteps": 128}, runs_dir=str(tmp_path), **extra))
+    once = {"total_timesteps": 128, "num_minibatches": 1, "update_epochs": 1, "action_repeat": 2}
+    run = script.main(script.Args(**SMALL | once, runs_dir=str(tmp_path), **extra))
     added = seen["rewards"] - torch.stack(scaled)
-    assert len(values) == 2 and seen["dones"][50].all() and seen["dones"].sum() == 2
-    torch.testing.assert_close(added[49], 0.99 * values[0], rtol=1e-4, atol=1e-6)
-    added[49] = 0
+    assert len(values) == 3 and seen["dones"][[25, 50]].all() and seen["dones"].sum() == 4
+    torch.testing.assert_close(added[[24, 49]], 0.99 * torch.stack(values[:2]), rtol=1e-4, atol=1e-6)
+    added[[24, 49]] = 0
     assert not added.any()
+    assert torch.equal(torch.stack(over)[:-1].float(), seen["dones"][1:])
+    assert scalars(run, "losses/approx_kl")[0][1] == pytest.approx(0, abs=1e-6)
+    assert {length for _, length in scalars(run, "charts/episodic_length")} == {25}
 
 
-@pytest.mark.parametrize("script", [ppo_e2e_continuous, ppo_wsa_continuous])
-def test_same_seed_same_numbers_and_resume(script, tmp_path):
-    extra = PLAIN if script is ppo_wsa_continuous else {}
+@pytest.mark.parametrize(
+    ("script", "extra"),
+    [(ppo_e2e_continuous, {}), (ppo_e2e_continuous, {"from_state": True}), (ppo_wsa_continuous, PLAIN)],
+    ids=["e2e", "state", "wsa"],
+)
+def test_same_seed_same_numbers_and_resume(script, extra, tmp_path):
     first, second = (
         script.main(script.Args(**SMALL, runs_dir=str(tmp_path / name), **extra)) for name in ("first", "second")
     )
@@ -220,6 +250,12 @@ def test_same_seed_same_numbers_and_resume(script, tmp_path):
     after = torch.load(path, weights_only=True)
     assert (before["global_step"], after["global_step"]) == (256, 384)
     assert before["reward_scale"]["moments.count"] == 256 and after["reward_scale"]["moments.count"] == 384
+    if "from_state" in extra:
+        assert before["agent"]["seen.count"] == 256 and after["agent"]["seen.count"] == 384
+        before["agent"]["seen.count"] += 1e6  # of a long run: a number that is no weight
+        torch.save(before, tmp_path / "long.pt")
+        export_agent.main(export_agent.Args(str(tmp_path / "long.pt"), str(tmp_path / "small.pt")))
+        assert checkpoints.load_agent(tmp_path / "small.pt").seen.count == 1e6 + 256
     assert [step for step, _ in scalars(first, "losses/value_loss")] == [128, 256, 384]
 
 
@@ -248,6 +284,45 @@ def test_agents_are_evaluated_and_filmed(runs, tmp_path, capsys):
     for of_atari in ({"variation": ("mode:1",)}, {"max_frames_per_game": 100}):
         with pytest.raises(InputError, match="no Atari game"):
             evaluate.main(evaluate.Args(checkpoint=paths[:1], **of_atari, output_dir=str(tmp_path / "no")))
+
+
+def test_sigterm_to_all_processes_saves(tmp_path):
+    """As a terminal, `timeout` and Slurm send it: to the program and to the processes of its environments."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    flags += ["--total-timesteps=100000", f"--run-dir={tmp_path / 'run'}", "--from-state"]
+    script = Path(ppo_e2e_continuous.__file__)
+    command = [sys.executable, script.name, *flags]
+    program = subprocess.Popen(command, cwd=script.parent, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/events*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(program.pid, signal.SIGTERM)
+    _, said = program.communicate(timeout=60)
+    assert program.returncode == 0 and "stopping soon" in said, said
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["global_step"] > 0
+
+
+def test_an_episode_that_is_solved_at_the_time_limit_is_solved():
+    class AtTheGoal(gym.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            obs, info = self.env.reset(seed=seed, options=options)
+            if self.solved:
+                block, place = self.unwrapped.block, self.unwrapped.goal_pose
+                block.angle = place[2]  # before the position, which it changes
+                block.position = list(place[:2])
+            return obs, info
+
+    found = []
+    for solved in (True, False):
+        env = AtTheGoal(rendered.make_env(PUSHT, from_state=True))
+        env.solved = solved
+        envs = gym.vector.SyncVectorEnv(
+            [lambda env=env: gym.wrappers.TimeLimit(env, 1)], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
+        )
+        found += play_games(lambda obs: np.zeros((1, 2), dtype=np.float32), envs, 1, [3])
+    assert [(length, cut_off) for _, length, cut_off in found] == [(1, False), (1, True)]
+    assert found[0][0] == 1  # the whole place is covered
 
 
 @pytest.mark.parametrize("combiner", ["uniform", "reservoir"])
@@ -301,6 +376,7 @@ def test_the_state_for_probes_is_the_simulator_s():
     ("main", "args", "message"),
     [
         (ppo_e2e_continuous, {"env_id": "ALE/Pong-v5"}, "is an Atari game: play it with the scripts .* _atari"),
+        (ppo_e2e_continuous, {"env_id": "Breakout-v5"}, "is an Atari game: play it with the scripts .* _atari"),
         (ppo_e2e_continuous, {"env_id": "Nope-v1"}, "no such environment here; Reacher-v5 and gym_pusht/PushT-v0"),
         (ppo_e2e_continuous, {"env_id": "CartPole-v1"}, r"its actions are Discrete\(2\)"),
         (ppo_e2e_continuous, {"action_repeat": 0}, "--action-repeat must be at least 1"),
@@ -315,15 +391,36 @@ def test_bad_input(main, args, message):
         main.main(main.Args(**args))
 
 
-def test_an_environment_that_does_not_draw_is_refused():
-    class Silent(gym.Env):
+def test_environments_that_do_not_fit_are_refused():
+    """That do not draw, or not in colour; whose numbers are no vector; whose actions are whole numbers."""
+
+    class Odd(gym.Env):
         action_space = gym.spaces.Box(-1, 1, (1,))
-        observation_space = gym.spaces.Box(-1, 1, (1,))
-        metadata: dict = {"render_modes": []}
+        observation_space = gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (1,))})
+        metadata: dict = {"render_modes": ["rgb_array"], "render_fps": 10}
 
         def __init__(self, render_mode=None):
             self.render_mode = render_mode
 
-    gym.register("Silent-v0", Silent)
+        def reset(self, *, seed=None, options=None):
+            return {"a": np.zeros(1, dtype=np.float32)}, {}
+
+        def render(self):
+            return np.zeros((50, 50), dtype=np.uint8)
+
+    class Silent(Odd):
+        metadata: dict = {"render_modes": []}
+
+    class Whole(Odd):
+        action_space = gym.spaces.Box(-1, 1, (1,), np.int64)
+
+    for name, one in {"Odd": Odd, "Silent": Silent, "Whole": Whole}.items():
+        gym.register(f"{name}-v0", one)
     with pytest.warns(UserWarning, match="render_modes"), pytest.raises(InputError, match="does not draw itself"):
         rendered.make_env("Silent-v0")
+    with pytest.raises(InputError, match="cannot draw"):
+        rendered.make_env("Odd-v0")
+    with pytest.raises(InputError, match=r"--from-state: Odd-v0 observes Dict.*a vector of numbers"):
+        rendered.make_env("Odd-v0", from_state=True)
+    with pytest.raises(InputError, match="its actions are Box.*a bounded vector of numbers"):
+        rendered.make_env("Whole-v0")
