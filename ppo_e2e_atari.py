@@ -242,7 +242,8 @@ def ppo_loss(
 
     Args:
         obs: uint8 (B, 4, 84, 84).
-        actions, logprobs, advantages, returns: (B,), of the rollout; the advantages normalised.
+        actions, logprobs, advantages, returns: (B,), of the rollout (continuous actions: (B, size)); the advantages
+            normalised.
         free: bool (B,), where the action was the policy's choice. The others (FIRE after a lost life) teach the values
             only.
         num_free: how many those are, () (with several processes the mean over them).
