@@ -147,7 +147,7 @@ def check_args(args: Args) -> None:
     if args.learning_starts > args.buffer_size:
         raise InputError(
             f"--learning-starts {args.learning_starts}: the buffer holds only --buffer-size {args.buffer_size} "
-            "transitions."
+            "transitions; lower the first or raise the second."
         )
     if args.total_timesteps < args.num_envs:
         raise InputError(

@@ -339,7 +339,7 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     data = FrameData(data_folder, args.validation_fraction, args.seed)
     print(
         f"{data.num_frames:,} frames of {len(data.lengths)} games in {data_folder}, "
-        f"{len(data.games['validation'])} games held out"
+        f"games held out: {len(data.games['validation'])}"
     )
     for name in todo:
         if not train(name, args, data, folder, data_folder, device, interrupted):

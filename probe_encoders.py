@@ -209,9 +209,8 @@ def main(args: Args) -> None:
     num_games = int(games[-1]) + 1
     if num_games < 3:
         raise InputError(
-            f"--num-samples {args.num_samples} with --every {args.every} ends within {num_games} game(s), and a "
-            "probe needs three: to be "
-            "fitted, to choose its strength and to be judged; raise them."
+            f"--num-samples {args.num_samples} with --every {args.every} ends in game {num_games}, and a probe "
+            "needs three games: to be fitted, to choose its strength and to be judged; raise them."
         )
     part = max(1, num_games // 5)
     test, validation = games >= num_games - part, (games >= num_games - 2 * part) & (games < num_games - part)

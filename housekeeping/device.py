@@ -44,7 +44,7 @@ def prepare_cpu(torch_threads: int) -> None:
 
 def describe(args: Any, device: torch.device, world_size: int = 1) -> str:
     """What is on, in one line for the start of a run."""
-    threads = f"{torch.get_num_threads()} CPU threads"
+    threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
     on = [device.type, args.precision, threads if world_size == 1 else f"{world_size} processes with {threads} each"]
     on += ["compiled"] if getattr(args, "compile", False) else []
     return ", ".join(on)

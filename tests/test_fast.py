@@ -309,7 +309,7 @@ def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     ]
     done = torchrun(str(ROOT / "ppo_wsa_atari.py"), *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 processes with 1 CPU threads each" in done.stdout and done.stdout.count("done at step 128") == 1
+    assert "2 processes with 1 CPU thread each" in done.stdout and done.stdout.count("done at step 128") == 1
     (run,) = tmp_path.glob("Pong__*")
     checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     # each of the four environments was cut off twice
