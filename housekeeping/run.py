@@ -1,4 +1,4 @@
-"""A training run: its folder, its log, its checkpoints, and how it stops. The same for all programs that train an agent.
+"""A training run: its folder, its log, its checkpoints, and how it stops. The same for all programs that train agents.
 
     run = Run("my_script", args, "Pong")      # reads the checkpoint of --resume, joins other processes
     run.start(total_steps)                    # makes the folder, opens the log, listens to Ctrl-C
