@@ -206,6 +206,8 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
     with tqdm(total=episodes, unit="game", desc=description, **BAR, leave=False) as progress:
         games = play_games(act, envs, episodes, env_seeds(num_envs, args.seed, STREAM), progress.update)
     row = {"variation": variation, "game": folder_name(env_id), **summarise(games), "repeat_action_probability": sticky}
+    if rendered.is_rendered(env_id):
+        row["distinct"] = None  # its starts are all different: equal scores are no copies
     if env_id in rendered.ENDS_WHEN_SOLVED:
         row["solved"] = 1 - row["truncated"] / row["games"]
     return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
@@ -491,7 +493,7 @@ def main(args: Args) -> Path | None:
         return output
     rows = suite(agents, args, output) if args.suite else score(agents, args, output)
     print(table(rows))
-    if any(row["distinct"] < row["games"] / 2 for row in rows):
+    if any(row["distinct"] is not None and row["distinct"] < row["games"] / 2 for row in rows):
         print(
             "note: fewer than half of some row's games are distinct (only starts differ); its interval takes "
             "copies for new games."

@@ -47,6 +47,7 @@ import evaluate
 from benchmark import coverage
 from benchmark.runs import EXPERIMENTS, RESULTS, ROOT, Run, read_experiment, write_atomically
 from encoders import load_encoder
+from environments import env_id_of, rendered
 from housekeeping import files
 from housekeeping.flags import InputError
 
@@ -134,8 +135,12 @@ def scores_said(name: str, values: list[float]) -> dict[str, str]:
     return cells | {f"{name}: each seed": " ".join(f"{value:.1f}" for value in values)}
 
 
-def games_said(games: int, distinct: int, truncated: int) -> str:
-    """How many evaluation games there were, and what evaluate.py says of them."""
+def games_said(game: str, games: int, distinct: int, truncated: int) -> str:
+    """How many evaluation games there were, and what evaluate.py says of them. (A robot arm's starts are all different,
+    and its episodes last until the time limit or until they are solved.)"""
+    env_id = env_id_of(game)
+    if env_id in rendered.DRAWN:
+        return f"{games}" + (f", {games - truncated} solved" if env_id in rendered.ENDS_WHEN_SOLVED else "")
     return f"{games}, {distinct} distinct" + (f", {truncated} cut off" if truncated else "")
 
 
@@ -154,7 +159,7 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
             row |= scores_said("last tenth of training", list(ends.curve))
             row |= scores_said("evaluation", list(evaluated["mean"]) if len(evaluated) else [])
             row["evaluation: games"] = (
-                games_said(*evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
+                games_said(game, *evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
             )
             row["minutes"] = f"{ends.seconds.mean() / 60:.0f}"
             published = ends.run.iloc[0].published
@@ -205,7 +210,8 @@ def suite_table(found: pd.DataFrame) -> pd.DataFrame:
     cells = pd.DataFrame({"": text(found["mean"], ".1f")})
     cells[": 95%"] = (text(found.ci_low, ".1f") + " to " + text(found.ci_high, ".1f")).where(found.ci_low.notna(), "")
     cells[": relative"] = text(found.relative, "z.2f")
-    cells[": games"] = [games_said(*row) for row in zip(found.games, found.distinct, found.truncated, strict=True)]
+    of_games = zip(found.index.get_level_values("game"), found.games, found.distinct, found.truncated, strict=True)
+    cells[": games"] = [games_said(*row) for row in of_games]
     agents = [cells[found.agent == agent].add_prefix(agent) for agent in found.agent.unique()]
     pictures = found.first_difference.groupby(level=keys).last().rename("picture")
     table = pd.concat([pictures, *agents], axis=1).reindex(order).fillna("").reset_index()
