@@ -196,14 +196,14 @@ def test_scorers_that_live(kind, game, pretrained_dir):
     }
     args = Args(**flags, pretrained_dir=pretrained_dir, precision="float32")
     frozen = ppo_wsa_atari.open_models(args)
-    embeddings = frozen(typical_frames(args.env_id)[:64], args.encoders)
+    embeddings = frozen(typical_frames(args.env_id)[:32], args.encoders)
     for seed in range(10):
         torch.manual_seed(seed)
         agent = ppo_wsa_atari.Agent(frozen.shapes, frozen.context_name, 4, args)
         optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5)
-        free, advantages, returns = torch.ones(64, dtype=torch.bool), torch.randn(64), torch.randn(64)
+        free, advantages, returns = torch.ones(32, dtype=torch.bool), torch.randn(32), torch.randn(32)
         for update in range(6):
-            of_rollout = torch.randint(4, (64,)), torch.full((64,), -math.log(4)), advantages, returns, free, free.sum()
+            of_rollout = torch.randint(4, (32,)), torch.full((32,), -math.log(4)), advantages, returns, free, free.sum()
             loss, _, weights = ppo_wsa_atari.ppo_loss(agent, embeddings, *of_rollout, torch.tensor(0.1), 0.01, 0.5, 0.0)
             optimizer.zero_grad()
             loss.backward()
