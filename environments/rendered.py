@@ -179,9 +179,16 @@ def make_envs(env_id: str, num_envs: int, action_repeat: int = 1, from_state: bo
     # A process that has drawn cannot be forked: the copies would wait for ever. This server has not, and forks them all
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     envs = AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
-    for process in envs.processes:
-        atexit.register(process.kill)  # as they do not listen to SIGTERM, by which a program that fails ends its own
     return RenderedEnvs(envs)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At a program's end, before Python waits for its processes: `_make_in_worker`'s do not listen to the SIGTERM by
+    which it ends those that were not closed."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _make_in_worker(*args: Any) -> gym.Env:

@@ -304,6 +304,25 @@ def test_sigterm_to_all_processes_saves(tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["global_step"] > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_environments_leave_nothing_open():
+    """Evaluation makes new ones again and again."""
+    opened = []
+    for _ in range(3):
+        envs = rendered.make_envs(PUSHT, 1, from_state=True)
+        envs.close()
+        del envs
+        opened.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert opened[0] == opened[2]
+
+
+def test_a_program_that_fails_ends_its_environments():
+    code = f"from environments import rendered; envs = rendered.make_envs({PUSHT!r}, 1, from_state=True); 1 / 0"
+    root = Path(ppo_e2e_continuous.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
 def test_an_episode_that_is_solved_at_the_time_limit_is_solved():
     class AtTheGoal(gym.Wrapper):
         def reset(self, *, seed=None, options=None):
