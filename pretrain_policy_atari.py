@@ -272,7 +272,8 @@ class IntrinsicReward(nn.Module):
             same_game: bool (B,), whether no game ended in between: only then the action explains the difference.
             learns: bool (B,), the share of the steps that the predictor learns from.
         """
-        lifelong = (self.prediction_error(next_obs) * learns).sum() / learns.sum().clamp(min=1)
+        # fast: what the predictor does not learn from is not computed
+        lifelong = self.prediction_error(next_obs[learns]).sum() / learns.sum().clamp(min=1)
         if self.args.intrinsic == "rnd":
             return {"predictor": lifelong}
         logits = self.inverse(torch.cat([self.embed(obs), self.embed(next_obs)], dim=1))
