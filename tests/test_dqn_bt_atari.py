@@ -438,6 +438,7 @@ def test_with_every_switch_off_it_is_a_minimal_dqn(tmp_path, monkeypatch):
 
 def test_one_seed_gives_one_run(tmp_path, policy):
     flags = {"flights": True, "extra_action": True, "flight_probability": 0.1, "pretrained_policy": policy}
+    flags |= {"num_envs": 2, "total_timesteps": 120}
     one, two = (
         files.load(main(make_args(tmp_path, **flags)) / "checkpoint.pt", "checkpoint")["agent"] for _ in range(2)
     )
