@@ -47,7 +47,7 @@ class Args:
     every: int = 200
     """one line of the CSV for so many of these steps"""
     output: str = "benchmark/coverage"
-    """<output>_games.csv, <output>_steps.csv and <output>.png"""
+    """<output>_games.csv, <output>_steps.csv and <output>.png; in the tables other games' lines stay"""
 
 
 def whole_games(
@@ -124,6 +124,13 @@ def measure(path: Path, args: Args) -> tuple[list[dict], list[dict]]:
                 f"{game}, set {number}, {who}: {', '.join(f'{v[-1]} {what}' for what, v in counts.items())}", flush=True
             )
     return by_game, by_steps
+
+
+def replace_games(path: Path, rows: list[dict]) -> None:
+    """Write these lines into a CSV, in place of those that it has of the same games."""
+    games = {row["game"] for row in rows}
+    others = [row for row in files.read_csv(path) if row["game"] not in games] if path.exists() else []
+    files.write_csv(path, others + rows)
 
 
 def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -218,7 +225,7 @@ def main(args: Args) -> None:
     if args.checkpoint:
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
-            files.write_csv(path, [row for both in measured for row in both[part]])
+            replace_games(path, [row for both in measured for row in both[part]])
     for path in (games_path, steps_path):
         if not path.exists():
             raise InputError(f"{path}: there is no such file; give --checkpoint to make it.")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pretrain_policy_atari
-from benchmark.coverage import summary, whole_games
+from benchmark.coverage import replace_games, summary, whole_games
 from environments.atari import make_env
 from environments.ram import VARIABLES
 from housekeeping import files
@@ -385,6 +385,14 @@ def test_places_of_whole_games(tmp_path):
             ram, over, steps = env.unwrapped.ale.getRAM(), terminated or truncated, steps + 1
             places.add(tuple(int(ram[byte]) for byte in (3, 42, 43)))
         assert row == {"steps": steps, "places": len(places), "rooms": 1} and len(places) > 10 and steps <= 400
+
+
+def test_a_game_measured_again_leaves_the_others_lines(tmp_path):
+    path = tmp_path / "coverage_games.csv"
+    replace_games(path, [{"game": "Freeway", "places": 1}, {"game": "Pitfall", "places": 2, "rooms": 3}])
+    replace_games(path, [{"game": "Freeway", "places": 4}, {"game": "Freeway", "places": 5}])
+    rows = [tuple(row.values()) for row in files.read_csv(path)]
+    assert rows == [("Pitfall", "2", "3"), ("Freeway", "4", ""), ("Freeway", "5", "")]
 
 
 def test_the_player_is_where_the_memory_says():
