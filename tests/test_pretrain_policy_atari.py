@@ -1,6 +1,8 @@
 """Pre-training a policy: episodic novelty and normalisations against NumPy, and proof that the game's reward is never
 learnt from."""
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -393,6 +395,17 @@ def test_a_game_measured_again_leaves_the_others_lines(tmp_path):
     replace_games(path, [{"game": "Freeway", "places": 4}, {"game": "Freeway", "places": 5}])
     rows = [tuple(row.values()) for row in files.read_csv(path)]
     assert rows == [("Pitfall", "2", "3"), ("Freeway", "4", ""), ("Freeway", "5", "")]
+
+
+def test_the_stored_explorer_crosses_the_road():
+    """A game like those of its evaluation, 20 to 25 points (benchmark/results/transfer_freeway_small)."""
+    policy = load_agent(Path(__file__).parent.parent / "agents" / "Freeway" / "explorer.pt")
+    env = make_env("ALE/Freeway-v5")
+    obs, score, over = env.reset(seed=3)[0], 0, False
+    while not over:
+        obs, reward, terminated, truncated, _ = env.step(int(policy.act(np.asarray(obs)[None], greedy=False)[0]))
+        score, over = score + reward, terminated or truncated
+    assert 17 <= score <= 26
 
 
 def test_the_player_is_where_the_memory_says():
