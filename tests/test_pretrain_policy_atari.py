@@ -1,6 +1,7 @@
 """Pre-training a policy: episodic novelty and normalisations against NumPy, and proof that the game's reward is never
 learnt from."""
 
+import functools
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import torch
 
 import pretrain_policy_atari
 from benchmark.coverage import replace_games, summary, whole_games
-from environments.atari import make_env
+from environments.atari import make_env, make_envs, play_games
 from environments.ram import VARIABLES
 from housekeeping import files
 from housekeeping.flags import InputError
@@ -400,11 +401,8 @@ def test_a_game_measured_again_leaves_the_others_lines(tmp_path):
 def test_the_stored_explorer_crosses_the_road():
     """A game like those of its evaluation, 20 to 25 points (benchmark/results/transfer_freeway_small)."""
     policy = load_agent(Path(__file__).parent.parent / "agents" / "Freeway" / "explorer.pt")
-    env = make_env("ALE/Freeway-v5")
-    obs, score, over = env.reset(seed=3)[0], 0, False
-    while not over:
-        obs, reward, terminated, truncated, _ = env.step(int(policy.act(np.asarray(obs)[None], greedy=False)[0]))
-        score, over = score + reward, terminated or truncated
+    act = functools.partial(policy.act, greedy=False)
+    ((score, *_),) = play_games(act, make_envs("ALE/Freeway-v5", 1), 1, env_seeds(1, 3))
     assert 17 <= score <= 26
 
 

@@ -58,7 +58,7 @@ def test_they_are_small_and_say_what_they_are(game):
 
 
 @pytest.mark.parametrize("game", GAMES)
-@pytest.mark.parametrize("name", [name for name in PAPER_MODELS if name != "keypoint_maps"])  # one with the features
+@pytest.mark.parametrize("name", PAPER_MODELS)
 def test_each_beats_its_random_initialisation(game, name, new_games_of):
     new_games = new_games_of(game)
     torch.manual_seed(1)
