@@ -1,7 +1,9 @@
-"""Make a checkpoint small: what playing needs, in half precision, without the optimiser.
+"""Make a checkpoint small and whole: what playing needs, in half precision, without the optimiser.
 
     python export_agent.py --checkpoint runs/<run_name>/best.pt --output agents/Pong/wsa.pt
 
+The models that the agent sees through go with it, so that it plays wherever it is, and as before when the stored models
+have been trained anew.
 evaluate.py and pretrain_encoders.py open such a file like any other checkpoint; only --resume refuses it.
 """
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from housekeeping import files
+from encoders import half_if_finite
+from housekeeping import checkpoints, files
 from housekeeping.flags import InputError, parse, start
 
 ONLY_FOR_TRAINING = ("optimizer", "intrinsic", "intrinsic_optimizer", "target", "streams", "rng_state", "last_games")
@@ -24,6 +27,8 @@ class Args:
     """a checkpoint.pt or best.pt of any script here"""
     output: str
     """where the small one goes"""
+    pretrained_dir: str | None = None
+    """where the stored models are (none given: where they were in training)"""
 
 
 def main(args: Args) -> None:
@@ -36,9 +41,15 @@ def main(args: Args) -> None:
     # Running moments are float64 and stay as they are: they count steps
     weights = {name: tensor for name, tensor in checkpoint["agent"].items() if tensor.dtype == torch.float32}
     small["agent"] = checkpoint["agent"] | {name: tensor.half() for name, tensor in weights.items()}
-    largest = max(tensor.abs().max().item() for tensor in weights.values())
+    largest = max((tensor.abs().max().item() for tensor in weights.values()), default=0.0)
     if largest > torch.finfo(torch.float16).max:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
+    if "encoders" in checkpoint:
+        frozen = checkpoints.load_agent(Path(args.checkpoint), pretrained_dir=args.pretrained_dir).frozen
+        models = {name: frozen.models[name].state_dict() for name in frozen.sha256}
+        small["own_models"] = checkpoint["own_models"] | {
+            name: {key: half_if_finite(tensor) for key, tensor in state.items()} for name, state in models.items()
+        }
     files.save(small, output)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, from {Path(args.checkpoint).stat().st_size / 1e6:.1f} MB")
 

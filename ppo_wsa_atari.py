@@ -23,6 +23,7 @@ housekeeping/run.py.
 """
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,13 +110,15 @@ def check_wsa(args: WSAFlags) -> None:
         raise InputError("--features-dim and --hidden-sizes must be at least 1.")
 
 
-def open_models(args: WSAFlags, pretrained_dir: str | None = None) -> FrozenModels:
-    """The frozen models that a run with these flags will need once; raises InputError if some are missing."""
+def open_models(args: WSAFlags, pretrained_dir: str | None = None, carried: Collection[str] = ()) -> FrozenModels:
+    """The frozen models that a run with these flags will need once, those `carried` by a checkpoint without a file;
+    raises InputError if some are missing."""
     combiner = find_combiner(args.combiner)
     coming = [c.spec for c in parse_schedule(args.schedule, args.encoders, combiner) if c.kind == "add"]
     context = args.context_encoder if combiner.uses_context else None
     folder = pretrained_dir or args.pretrained_dir
-    return FrozenModels(args.env_id, (*args.encoders, *coming), context, args.untrained_encoders, args.seed, folder)
+    names = (*args.encoders, *coming)
+    return FrozenModels(args.env_id, names, context, args.untrained_encoders, args.seed, folder, carried)
 
 
 class Agent(nn.Module):
@@ -230,7 +233,7 @@ def open_player(
     checkpoint = checkpoints.load_checkpoint(path, script)
     args = checkpoints.saved_args(args_class, checkpoint["args"])
     args.precision = to_play_in(args.precision, torch.device(device), path)
-    frozen = open_models(args, models)
+    frozen = open_models(args, models, checkpoint["own_models"])
     frozen.restore(checkpoint, path)
     agent = agent_class(frozen.shapes, frozen.context_name, checkpoint["num_actions"], args)
     changes = parse_schedule(args.schedule, args.encoders, find_combiner(args.combiner))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class FrozenModels(nn.Module):
         untrained: give the models of `specs` random weights.
         seed: of random weights.
         pretrained_dir: the stored models are <pretrained_dir>/<Game>/<name>.pt; None: those of this repository.
+        carried: names of models whose weights a checkpoint carries, so that `restore` brings them and no file is read.
 
     Raises:
         InputError: names the models that are missing, with the command that makes them; two have one name; a file is
@@ -62,6 +64,7 @@ class FrozenModels(nn.Module):
         untrained: bool = False,
         seed: int = 1,
         pretrained_dir: str | None = None,
+        carried: Collection[str] = (),
     ):
         super().__init__()
         self.env_id, game = env_id, folder_name(env_id)
@@ -82,7 +85,8 @@ class FrozenModels(nn.Module):
             if self.context_name in untrained_names:
                 self.context_name = f"context_{self.context_name}"
             need(self.context_name, context)
-        stored = {name: spec for name, spec in by_name.items() if spec in ENCODERS and name not in untrained_names}
+        without_file = {*untrained_names, *carried}
+        stored = {name: spec for name, spec in by_name.items() if spec in ENCODERS and name not in without_file}
         missing = [spec for spec in stored.values() if not (folder / f"{spec}.pt").is_file()]
         if missing:
             where = f" --pretrained-dir {folder.parent}" if folder.parent != PRETRAINED else ""
@@ -128,7 +132,7 @@ class FrozenModels(nn.Module):
         Raises:
             InputError: names the stored models that differ, or the model of one's own whose weights no longer fit.
         """
-        other = [name for name, sha256 in checkpoint["encoders"].items() if self.sha256.get(name) != sha256]
+        other = [name for name, sha256 in self.sha256.items() if checkpoint["encoders"].get(name) != sha256]
         if other:
             raise InputError(
                 f"{path}: the stored {', '.join(other)} is not the one this agent was trained with; "

@@ -354,16 +354,22 @@ def test_both_requirements_files_agree():
 def test_an_exported_agent_plays_and_is_small(agents, name, tmp_path):
     path = tmp_path / "small.pt"
     export_agent.main(export_agent.Args(checkpoint=agents[name], output=str(path)))
+    carried = files.load(path, "checkpoint").get("own_models", {}).values()  # the frozen models, beside the agent
+    models = sum(tensor.nbytes for state in carried for tensor in state.values())
     # half precision, and neither of Adam's two moments
-    assert path.stat().st_size < Path(agents[name]).stat().st_size / 5
+    assert path.stat().st_size - models < Path(agents[name]).stat().st_size / 5
     x = np.random.default_rng(0).integers(0, 256, (16, 4, 84, 84), dtype=np.uint8)
-    whole, small = checkpoints.load_agent(Path(agents[name])), checkpoints.load_agent(path)
+    whole = checkpoints.load_agent(Path(agents[name]))
+    small = checkpoints.load_agent(path, pretrained_dir=str(tmp_path / "no models here"))
     for (key, weight), stored in zip(whole.state_dict().items(), small.state_dict().values(), strict=True):
         rounded = (
             weight if key.startswith("frozen") or not weight.is_floating_point() else weight.half().to(weight.dtype)
         )
         assert torch.equal(stored, rounded), key
     assert small.act(x, greedy=True).shape == (16,)
+    again = tmp_path / "again.pt"  # of a small one: the same
+    export_agent.main(export_agent.Args(checkpoint=str(path), output=str(again)))
+    assert torch.equal(checkpoints.load_agent(again).act(torch.tensor(x), True), small.act(torch.tensor(x), True))
     with pytest.raises(InputError, match="there is such a file already"):
         export_agent.main(export_agent.Args(checkpoint=agents[name], output=str(path)))
     script = {"pong": ppo_e2e_atari, "wsa": ppo_wsa_atari}[name]
