@@ -19,7 +19,7 @@ def test_a_probe_reads_what_is_there_and_not_what_is_not():
     x = np.eye(5)[hidden] @ rng.normal(size=(5, 30)) + 0.1 * rng.normal(size=(2000, 30))
     train, test = np.arange(2000) < 1200, np.arange(2000) >= 1600
     scores, strength = probe(x, {"hidden": hidden * 7 + 3, "other": other}, train, ~train & ~test, test)
-    assert strength in (0.001, 0.01, 0.1)
+    assert strength in probe_encoders.STRENGTHS
     assert scores["hidden"][0] > 0.99 and scores["hidden"][1] > 0.99
     assert scores["other"][0] < 0.4 and scores["other"][1] < 0.4  # five values at chance: 0.2
 
