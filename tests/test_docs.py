@@ -4,9 +4,12 @@ import csv
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+
+from docs.models import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmark" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,3 +109,13 @@ def test_the_lottery_of_the_dead_relu():
                 f"{float(row['dead_scores']):.2f}".replace("0.", ".").replace("1.00", "1.0") for row in rows
             )
             assert f"| {name}, {dim}, {game} | {cells} |" in page
+
+
+def test_what_the_models_see_is_drawn(tmp_path):
+    """One game of docs/models.png: four columns, two rows, and circles at the keypoints; the last one is on top."""
+    draw(tmp_path / "models.png", games=("Pong",))
+    picture = plt.imread(tmp_path / "models.png")[..., :3]
+    assert picture.shape[1] > picture.shape[0] > 300
+    red = np.array([0xD6, 0x27, 0x28]) / 255  # matplotlib's fourth colour
+    drawn = (np.abs(picture - red).max(axis=2) < 0.02).nonzero()
+    assert len(drawn[0]) > 20 and (drawn[1] < picture.shape[1] / 4).all()
