@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from docs.models import draw
+from docs.models import draw, likeness, on_what_moves
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmark" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -119,3 +119,14 @@ def test_what_the_models_see_is_drawn(tmp_path):
     red = np.array([0xD6, 0x27, 0x28]) / 255  # matplotlib's fourth colour
     drawn = (np.abs(picture - red).max(axis=2) < 0.02).nonzero()
     assert len(drawn[0]) > 20 and (drawn[1] < picture.shape[1] / 4).all()
+
+
+def test_keypoints_and_masks_on_what_moves():
+    moved = torch.zeros(2, 84, 84, dtype=torch.bool)
+    moved[:, 40, 20] = True  # y, x
+    pixels = torch.tensor([[[20, 40], [23, 37], [24, 40]], [[20, 43], [40, 20], [0, 83]]])  # x, y of three keypoints
+    assert on_what_moves(pixels / 83 * 2 - 1, moved).tolist() == [1.0, 0.5, 0.0]
+    marked = torch.rand(2, 84, 84)
+    by_hand = [np.corrcoef(marked[i].flatten(), moved[i].flatten())[0, 1] for i in range(2)]
+    assert likeness(marked, moved) == pytest.approx(np.mean(by_hand), abs=1e-5)
+    assert likeness(moved, moved) == pytest.approx(1, abs=1e-5) and likeness(~moved, moved) == pytest.approx(-1, abs=1e-5)
