@@ -129,4 +129,5 @@ def test_keypoints_and_masks_on_what_moves():
     marked = torch.rand(2, 84, 84)
     by_hand = [np.corrcoef(marked[i].flatten(), moved[i].flatten())[0, 1] for i in range(2)]
     assert likeness(marked, moved) == pytest.approx(np.mean(by_hand), abs=1e-5)
-    assert likeness(moved, moved) == pytest.approx(1, abs=1e-5) and likeness(~moved, moved) == pytest.approx(-1, abs=1e-5)
+    assert likeness(moved, moved) == pytest.approx(1, abs=1e-5)
+    assert likeness(~moved, moved) == pytest.approx(-1, abs=1e-5)
