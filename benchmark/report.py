@@ -441,6 +441,18 @@ def probes_table(game: str) -> str:
     return markdown(pd.DataFrame(found))
 
 
+def models_table() -> str:
+    """Do the stored models' keypoints and masks follow what moves, and (in brackets) would others' do as well?"""
+    rows = pd.read_csv(ROOT / "docs" / "models.csv")
+
+    def beside(mine: str, others: str) -> pd.Series:
+        return text(rows[mine], ".2f") + " (" + text(rows[others], ".2f") + ")"
+
+    columns = {"game": rows["game"], "keypoint on what moves": beside("on_what_moves", "of_another_observation")}
+    columns |= {"masks": beside("masks_likeness", "masks_of_another_observation")}
+    return markdown(pd.DataFrame(columns))
+
+
 # The README and the pages
 
 
@@ -451,6 +463,7 @@ def marked_table(name: str) -> str:
         "denormals": denormals_table,
         "scaling": scaling_table,
         "coverage": coverage_table,
+        "models": models_table,
         "pong_learning_curves": curves_table,
     }
     if name in of_scripts:
