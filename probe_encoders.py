@@ -48,7 +48,7 @@ from housekeeping.flags import InputError, check_ranges, parse, start
 MAX_POOLED = 4096  # a map is pooled to the largest square grid that has at most this many numbers
 COMPONENTS = 512  # longer features are projected on so many principal components
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, the inverse of the penalty on the squared weights
-PENALTIES = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)  # of the squared weights, in regressions
+PENALTIES = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)  # of the squared weights, in regressions
 MIN_ENTROPY = 0.6  # nats; a variable that varies less is left out (the published threshold)
 
 
