@@ -46,9 +46,9 @@ def main(args: Args) -> None:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
     if "encoders" in checkpoint:
         frozen = checkpoints.load_agent(Path(args.checkpoint), pretrained_dir=args.pretrained_dir).frozen
-        models = {name: frozen.models[name].state_dict() for name in frozen.sha256}
         small["own_models"] = checkpoint["own_models"] | {
-            name: {key: half_if_finite(tensor) for key, tensor in state.items()} for name, state in models.items()
+            name: {key: half_if_finite(tensor) for key, tensor in frozen.models[name].state_dict().items()}
+            for name in frozen.sha256
         }
     files.save(small, output)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, from {Path(args.checkpoint).stat().st_size / 1e6:.1f} MB")

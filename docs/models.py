@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from encoders import PRETRAINED, load_pretraining
 from encoders.frozen import typical_frames
-from encoders.keypoint_maps import keypoints
+from encoders.keypoint_maps import keypoints, to_pixels
 from housekeeping import files
 
 GAMES = ("Pong", "Breakout", "MsPacman")
@@ -56,7 +56,7 @@ def draw(output: Path, pretrained: Path = PRETRAINED, games: tuple[str, ...] = G
                     axis.set_title(title, fontsize=9)
                 if column == 0:
                     axis.set_ylabel(game)
-                    for k, (x, y) in enumerate(((drawn[model]["keypoints"][row] + 1) / 2 * 83).tolist()):
+                    for k, (x, y) in enumerate(to_pixels(drawn[model]["keypoints"][row]).tolist()):
                         axis.plot(x, y, "o", markersize=8, markerfacecolor="none", markeredgewidth=2, color=f"C{k}")
     figure.savefig(output, dpi=80)
     plt.close(figure)
@@ -70,7 +70,7 @@ def on_what_moves(points: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         moved: bool (B, 84, 84), the pixels that differ.
     """
     near = F.max_pool2d(moved[:, None].float(), 7, stride=1, padding=3)[:, 0]
-    x, y = ((points + 1) / 2 * 83).round().long().unbind(dim=2)
+    x, y = to_pixels(points).round().long().unbind(dim=2)
     return near[torch.arange(len(near))[:, None], y, x].mean(dim=0)
 
 

@@ -39,6 +39,11 @@ def keypoints(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y], dim=2)
 
 
+def to_pixels(points: torch.Tensor, size: int = 84) -> torch.Tensor:
+    """Coordinates in [-1, 1] -> the same in pixels of a square frame, 0 to size - 1."""
+    return (points + 1) / 2 * (size - 1)
+
+
 def gaussian_maps(
     points: torch.Tensor, height: int, width: int, std: float | torch.Tensor = STANDARD_DEVIATION
 ) -> torch.Tensor:

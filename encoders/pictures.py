@@ -9,6 +9,7 @@ import torch  # noqa: E402
 import torch.nn as nn  # noqa: E402
 
 from encoders.frames import FrameData  # noqa: E402
+from encoders.keypoint_maps import to_pixels  # noqa: E402
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def draw_picture(pretraining: nn.Module, data: FrameData, seed: int, device: tor
             if row == 0:
                 axis.set_title(title, fontsize=9)
             if points is not None and title != "source":
-                for k, (x, y) in enumerate(((points[row].cpu() + 1) / 2 * 83).tolist()):
+                for k, (x, y) in enumerate(to_pixels(points[row].cpu()).tolist()):
                     axis.plot(x, y, "o", markersize=5, markerfacecolor="none", color=f"C{k}")
                     axis.annotate(
                         str(k + 1), (x, y), xytext=(3, 3), textcoords="offset points", color=f"C{k}", fontsize=7

@@ -50,8 +50,8 @@ def test_folded_models_equal_stored_ones(name, frames, pretrained_dir):
     copy = folded(model)
     x = frames[:16]
     with torch.no_grad():
-        # masks have steep edges, where rounding shows
-        torch.testing.assert_close(copy(x), model(x), rtol=1e-4, atol=1e-4 * model(x).abs().max().item())
+        tolerance = 1e-4 if name == "object_masks" else 1e-5  # masks have steep edges, where rounding shows
+        torch.testing.assert_close(copy(x), model(x), rtol=tolerance, atol=tolerance * model(x).abs().max().item())
     norms = [module for module in copy.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms == [] and any(
         isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()
@@ -127,8 +127,8 @@ def test_layers_for_logits_and_values_stay_float32():
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
-    """The embedding's root mean square error is below 5% of its size (most for masks, 3%: small differences of frames
-    decide where their steep edges are), and it is what the update reads: bfloat16."""
+    """The embedding's root mean square error is below 2% of its size (5% for masks and keypoints, whose edges are
+    steep), and it is what the update reads: bfloat16."""
     flags = {
         "encoders": (name,),
         "pretrained_dir": pretrained_dir,
@@ -145,7 +145,7 @@ def test_frozen_models_in_bfloat16(name, frames, pretrained_dir):
         # the models themselves stay as stored
         assert all(parameter.dtype == torch.float32 for parameter in models.parameters())
     error = (found["bfloat16"].double() - found["float32"]).square().mean() / found["float32"].double().square().mean()
-    assert 1e-5 < error.sqrt().item() < 0.05
+    assert 1e-5 < error.sqrt().item() < (0.05 if name in ("object_masks", "keypoint_maps") else 0.02)
 
 
 @pytest.mark.parametrize("mode", COMBINERS)

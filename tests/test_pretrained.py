@@ -68,6 +68,14 @@ def test_each_beats_its_random_initialisation(game, name, new_games_of):
     )
 
 
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_the_transporters_files_say_that_they_beat_the_median_frame(game):
+    """On their held-out games; docs/pretraining.md says that Pong's does not."""
+    for name in ("keypoint_features", "keypoint_maps"):
+        about = load_encoder(ROOT / "pretrained" / game / f"{name}.pt").description
+        assert about["validation_loss"] < about["median_frame_error"]
+
+
 @pytest.mark.parametrize("game", ["Pong", "Breakout"])
 def test_keypoints_and_masks_follow_what_moves(game):
     """More than three times as often, and as much, as those of another observation; in Ms. Pacman they do not."""
