@@ -327,7 +327,7 @@ def suite(agents: list[Evaluated], args: Args, output: Path) -> list[dict]:
 
     A relative score is (score - r) / (score in the unchanged game - r), where r is random play's score in the unchanged
     game: 1 is as good as unchanged, 0 no better than random play there. For an agent that is no better than random play
-        in the unchanged game there is none.
+    in the unchanged game there is none.
     """
     env_id, sticky = agents[0].env_id, agents[0].repeat_action_probability
     known = [*hackatari_modifications(env_id)[0], *modes_and_difficulties(env_id)]

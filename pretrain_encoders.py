@@ -111,10 +111,8 @@ def check_args(args: Args) -> None:
     if unknown or not args.encoders:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
     at_least_one = ("num_frames", "steps", "batch_size", "num_envs", "validation_samples")
-    check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"))
-    for name in ("expert_fraction", "validation_fraction"):
-        if not 0.0 < getattr(args, name) <= 1.0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(args, name)}.")
+    some_share = ("expert_fraction", "validation_fraction")
+    check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"), some_share=some_share)
     if args.validation_samples % 32 == 1:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
     if args.batch_size == 1:

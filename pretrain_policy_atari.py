@@ -111,13 +111,11 @@ def check_args(args: Args) -> None:
     at_least_one = ("num_steps", "num_minibatches", "update_epochs", "memory_size", "num_neighbours", "max_lifelong")
     at_least_one += ("intrinsic_minibatch", "coverage_steps")
     not_negative = ("learning_rate", "intrinsic_learning_rate", "coverage_interval")
-    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative)
+    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative, some_share=("predictor_share",))
     processes.check_rollouts(args)
     if args.num_neighbours > args.memory_size:
         held = f"the memory holds only --memory-size {args.memory_size} embeddings"
         raise InputError(f"--num-neighbours {args.num_neighbours}: {held}.")
-    if not 0 < args.predictor_share <= 1:
-        raise InputError(f"--predictor-share must be above 0 and at most 1, not {args.predictor_share}.")
     if args.intrinsic == "rnd":
         require_defaults(args, ("memory_size", "num_neighbours", "max_lifelong"), "--intrinsic ngu")
 

@@ -85,19 +85,23 @@ def written(name: str) -> str:
 
 
 def check_ranges(
-    args: Any, at_least_one: Iterable[str] = (), shares: Iterable[str] = (), not_negative: Iterable[str] = ()
+    args: Any,
+    at_least_one: Iterable[str] = (),
+    shares: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
+    some_share: Iterable[str] = (),
 ) -> None:
-    """Refuse flags, by name, that are out of their range (shares: from 0 to 1; None is not looked at); raises
-    InputError."""
+    """Refuse flags, by name, that are out of their range (None is not looked at); raises InputError."""
     ranges = (
-        (at_least_one, 1, float("inf"), "must be at least 1"),
-        (shares, 0, 1, "must be from 0 to 1"),
-        (not_negative, 0, float("inf"), "must not be negative"),
+        (at_least_one, lambda value: value >= 1, "must be at least 1"),
+        (shares, lambda value: 0 <= value <= 1, "must be from 0 to 1"),
+        (some_share, lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+        (not_negative, lambda value: value >= 0, "must not be negative"),
     )
-    for names, low, high, text in ranges:
+    for names, fits, text in ranges:
         for name in names:
             value = getattr(args, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not fits(value):
                 raise InputError(f"{written(name)} {text}, not {value}.")
 
 

@@ -1,7 +1,6 @@
 """Both PPO scripts on real games: bookkeeping, equality of kept and recomputed embeddings, checkpoints, resume,
 bad input."""
 
-import functools
 import signal
 import subprocess
 import sys
@@ -784,25 +783,19 @@ def test_an_unknown_precision_is_refused():
     assert all(word in result.stderr for word in ("--precision", "half", "auto", "float32", "bfloat16"))
 
 
-def test_stored_models_are_found_from_any_folder(tmp_path):
+def test_stored_models_are_found_from_any_folder(tmp_path, monkeypatch):
     """The default is the repository's pretrained/; a relative folder of one's own is looked for where one is."""
-    flags = (
-        "--env-id ALE/Pong-v5 --encoders state_representation --num-envs 2 --num-steps 8 --total-timesteps "
-        "16 --num-minibatches 1"
-    )
-    command = [sys.executable, str(ROOT / "ppo_wsa_atari.py"), *flags.split(), "--cuda", "False"]
-    begin = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    found = begin(command)
-    assert found.returncode == 0, found.stderr
-    (run,) = (tmp_path / "runs").iterdir()
+    monkeypatch.chdir(tmp_path)
+    small = {"encoders": ("state_representation",), "num_envs": 2, "num_steps": 8, "total_timesteps": 16, "cuda": False}
+    run = ppo_wsa_atari.main(ppo_wsa_atari.Args(**small, num_minibatches=1))
+    assert run.resolve().parent == tmp_path / "runs"
     assert files.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
     assert ppo_wsa_atari.load_agent(run / "checkpoint.pt").weighed == ("state_representation",)
-    missing = begin([*command, "--pretrained-dir", "mine"])
-    assert missing.returncode != 0 and missing.stderr.startswith(
-        "error: mine/Pong: no stored state_representation, autoencoder; make them"
-    )
+    mine = ppo_wsa_atari.Args(**small, num_minibatches=1, pretrained_dir="mine")
+    with pytest.raises(InputError, match="mine/Pong: no stored state_representation, autoencoder; make them"):
+        ppo_wsa_atari.main(mine)
     (tmp_path / "mine").symlink_to(ROOT / "pretrained")
-    assert begin([*command, "--pretrained-dir", "mine"]).returncode == 0
+    ppo_wsa_atari.main(mine)
 
 
 def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
