@@ -52,8 +52,9 @@ class Case:
     def __init__(self, mode: str, number: int, length: int):
         names = tuple(f"model_{i}" for i in range(number))
         shapes = {name: (length,) for name in names} | {"context": CONTEXT_SHAPE}
+        network = "published" if mode == "wsa" else None  # the paper's
         self.mode, self.number = mode, number
-        self.agent = Agent(shapes, "context", 6, AgentArgs(encoders=names, combiner=mode))
+        self.agent = Agent(shapes, "context", 6, AgentArgs(encoders=names, combiner=mode, scorer=network))
         self.optimizer = torch.optim.Adam([p for p in self.agent.parameters() if p.requires_grad], fused=True)
         self.embeddings = {name: torch.randn(256, *shape) for name, shape in shapes.items()}
         if isinstance(self.agent.combiner, Reservoir):  # its states are kept from the rollout; an update reads them

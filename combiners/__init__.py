@@ -75,7 +75,10 @@ def make_combiner(
 
 
 def check_options(args: Any) -> None:
-    """Refuse a combiner that is not known, and options of a combiner that is not the one chosen; raises InputError."""
+    """Refuse a combiner that is not known, and options of a combiner that is not the one chosen; raises InputError.
+
+    A scorer that was not given becomes the combiner's default, so that a checkpoint says which it was.
+    """
     own = options_of(args.combiner)
     for option in (field.name for field in fields(CombinerOptions)):
         if option not in own and getattr(args, option) is not None:
@@ -84,3 +87,5 @@ def check_options(args: Any) -> None:
     if args.cnn_layers not in (None, 1, 2, 3):
         raise InputError(f"--cnn-layers must be 1, 2 or 3, not {args.cnn_layers}.")
     check_ranges(args, ("reservoir_units",))
+    if "scorer" in own and args.scorer is None:
+        args.scorer = own["scorer"]

@@ -10,7 +10,7 @@ lives.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -27,8 +27,14 @@ class Options:
     """--combiner wsa"""
 
     scorer: Literal["published", "linear", "hidden", "bounded"] | None = None
-    """wsa: the shared weight network (none given: published, one layer with a ReLU, which can die; linear: without it,
-    so that the context cancels out in the softmax; hidden: a hidden layer; bounded: so, with scores in [-1, 1])"""
+    """wsa: the shared weight network (none given: bounded, a hidden layer, and scores in [-1, 1]; hidden: the same
+    without bounds; published: one layer with a ReLU, which can die; linear: one layer, so that the context cancels out
+    in the softmax)"""
+
+    @staticmethod
+    def older_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+        """What the flags of older checkpoints meant that did not say which network."""
+        return {"scorer": "published"} if saved.get("combiner") == "wsa" and not saved.get("scorer") else {}
 
 
 class WeightSharingAttention(WeightedSum):
@@ -52,7 +58,7 @@ class WeightSharingAttention(WeightedSum):
         embedding_shapes: dict[str, tuple[int, ...]],
         context_shape: tuple[int, ...],
         features_dim: int = 256,
-        scorer: Literal["published", "linear", "hidden", "bounded"] = "published",
+        scorer: Literal["published", "linear", "hidden", "bounded"] = "bounded",
     ):
         super().__init__(embedding_shapes, context_shape, features_dim)
         self.kind = scorer

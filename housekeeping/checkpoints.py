@@ -113,10 +113,11 @@ def require_same_settings(path: Path, saved: dict[str, Any], args: Any, may_diff
 def saved_args(args_class: type, saved: dict[str, Any]) -> Any:
     """The flags of a checkpoint as the script's `Args` of today.
 
-    Those that it did not have yet count as their defaults, but for the precision: before that was a flag it was
-    float32. Those that the script has no longer are left out: what they did for speed does not matter to an agent that
-    plays.
+    Those that it did not have yet count as their defaults, but for the precision, which was float32 before it was a
+    flag, and for what `args_class.older_defaults(saved)` says, if it has that. Those that the script has no longer are
+    left out: what they did for speed does not matter to an agent that plays.
     """
     now = {field.name for field in fields(args_class)}
     known = {name: value for name, value in saved.items() if name in now}
-    return args_class(**({"precision": "float32"} if "precision" in now else {}) | known)
+    older = args_class.older_defaults(saved) if hasattr(args_class, "older_defaults") else {}
+    return args_class(**({"precision": "float32"} if "precision" in now else {}) | known | older)

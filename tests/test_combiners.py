@@ -30,8 +30,8 @@ def numpy_conv(x, weight, bias, stride):
 
 
 def numpy_wsa(parameters, embeddings, context, d):
-    """Weight Sharing Attention in float64 NumPy: the adapters of the published table, shared scorer, softmax, weighted
-    sum."""
+    """Weight Sharing Attention as published, in float64 NumPy: the adapters of its table, shared scorer, softmax,
+    weighted sum."""
     p = {name: value.detach().double().numpy() for name, value in parameters.items()}
     strides = {"keypoint_features": 1, "keypoint_maps": 1, "object_masks": 5}
     e = []
@@ -61,7 +61,7 @@ def numpy_wsa(parameters, embeddings, context, d):
 
 
 def test_wsa_equals_numpy():
-    wsa = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=32)
+    wsa = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=32, scorer="published")
     for parameter in wsa.parameters():  # biases too, and scores well apart
         parameter.data += 0.05 * torch.randn_like(parameter)
     embeddings, context = random_inputs(PAPER_SHAPES)
@@ -82,11 +82,13 @@ def test_weights_are_a_distribution_and_are_what_forward_uses():
 
 
 @pytest.mark.parametrize("number", [2, 20])
-def test_shared_network_does_not_grow(number):
-    wsa = WeightSharingAttention({f"model_{i}": (512,) for i in range(number)}, CONTEXT_SHAPE, features_dim=256)
-    assert sum(p.numel() for p in wsa.scorer.parameters()) == 2 * 256 + 1
+@pytest.mark.parametrize("scorer, size", [("published", 2 * 256 + 1), ("bounded", (2 * 256 + 1) * 64 + 64 + 1)])
+def test_shared_network_does_not_grow(number, scorer, size):
+    shapes = {f"model_{i}": (512,) for i in range(number)}
+    wsa = WeightSharingAttention(shapes, CONTEXT_SHAPE, features_dim=256, scorer=scorer)
+    assert sum(p.numel() for p in wsa.scorer.parameters()) == size
     # in all: one Linear(512, 256) per model, the context's Linear(16384, 256), and the scorer
-    assert sum(p.numel() for p in wsa.parameters()) == number * (512 * 256 + 256) + (16384 * 256 + 256) + 513
+    assert sum(p.numel() for p in wsa.parameters()) == number * (512 * 256 + 256) + (16384 * 256 + 256) + size
 
 
 def test_gradients_reach_every_adapter():

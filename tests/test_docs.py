@@ -59,11 +59,11 @@ def test_ones_own_way_to_combine():
     assert state.shape == (3, 6) and weights.shape == (3, 2)
 
 
-def so_far(rows: list[dict[str, str]], minutes: float, window: int) -> tuple[int, float]:
-    """The step of the last training game that ended by then, and the mean score of those in the last `window` steps."""
+def so_far(rows: list[dict[str, str]], steps: int) -> tuple[float, float]:
+    """Minutes until the last training game that ended by then, and the mean score of those in the last 30,000 steps."""
     games = [(int(row["step"]), float(row["seconds"]), float(row["raw_score"])) for row in rows]
-    step = max(step for step, seconds, _ in games if seconds <= 60 * minutes)
-    return step, np.mean([score for at, _, score in games if step - window < at <= step])
+    games = [game for game in games if game[0] <= steps]
+    return games[-1][1] / 60, np.mean([score for at, _, score in games if at > steps - 30_000])
 
 
 def curve_of(path: str) -> list[dict[str, str]]:
@@ -71,28 +71,23 @@ def curve_of(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_what_one_sees_after_some_minutes():
+def test_what_one_sees_after_some_steps():
     """The README's table beside its first commands: from the raw curves that it names."""
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in PAGES[0].read_text().splitlines()
-        if re.match(r"\| \d+ minutes ", line)
+        if re.match(r"\| \d+,000 \|", line)
     ]
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
-    fast = [curve_of(f"results/fast_and_plain/fast__Pong__{seed}/curve.csv") for seed in (1, 2, 3)]
-    whole = [curve_of(f"results/modes_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
+    four = curve_of("results/scorers_small/bounded__Pong__1/curve.csv")
+    light = [curve_of(f"results/scorers_light_small/bounded__Pong__{seed}/curve.csv") for seed in (2, 1)]
     pixels = [row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"]
-    assert [row[0] for row in numbers] == [[2], [10], [60]]
-    for (minutes,), steps, scores, their_step, their_score in numbers:
-        seen = so_far(pixels, minutes, 50_000)
-        assert (round(seen[0], -3), round(seen[1], 1)) == (their_step[0], their_score[0])
-        if minutes < 60:
-            found = [so_far(rows, minutes, 30_000) for rows in fast]
-            assert [round(f(step for step, _ in found), -3) for f in (min, max)] == steps
-            assert [round(f(score for _, score in found), 1) for f in (min, max)] == scores
-        else:
-            assert steps == [500_000, 45]
-            assert sorted(round(so_far(rows, minutes, 50_000)[1], 1) for rows in whole) == scores
+    assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000]]
+    for (steps,), *columns in numbers:
+        pairs = zip(columns[::2], columns[1::2], strict=True)
+        for (minutes, scores), curves in zip(pairs, ([four], light, [pixels]), strict=True):
+            found = [so_far(curve, steps) for curve in curves]
+            assert [round(score, 1) for _, score in found] == scores and round(found[0][0]) == minutes[0]
 
 
 def test_the_lottery_of_the_dead_relu():

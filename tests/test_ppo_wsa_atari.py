@@ -18,7 +18,7 @@ from combiners.weighted_sum import WeightedSum
 from encoders import PRETRAININGS, save_encoder
 from encoders.frozen import typical_frames
 from environments.atari import make_env
-from housekeeping import files
+from housekeeping import checkpoints, files
 from housekeeping.flags import InputError
 from housekeeping.seeds import env_seeds
 from ppo_wsa_atari import Args, Player, load_agent, main
@@ -215,6 +215,24 @@ def test_scorers_that_live(kind, game, pretrained_dir):
                     )
             optimizer.step()
         assert (weights - 0.5).abs().max() > 1e-5 and weights.min() > 0.05
+
+
+def test_a_checkpoint_says_which_scorer(args):
+    """A run without --scorer stores the default; a checkpoint from before that plays and goes on with the published
+    one."""
+    run = main(args(total_timesteps=32))
+    path = run / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["args"]["scorer"] == load_agent(path).agent.combiner.kind == "bounded"
+    run = main(args(total_timesteps=32, scorer="published"))
+    path = run / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save(checkpoint | {"args": checkpoint["args"] | {"scorer": None}}, path)
+    assert load_agent(path).agent.combiner.kind == "published"
+    main(args(total_timesteps=64, scorer="published", resume=str(path)))
+    assert torch.load(path, weights_only=False)["args"]["scorer"] == "published"
+    of_before = {"combiner": "cnn", "scorer": None}  # ways without such a network have no scorer
+    assert checkpoints.saved_args(Args, of_before) == Args(combiner="cnn", precision="float32")
 
 
 @pytest.mark.parametrize("mode", ["wsa", "dot_product"])
