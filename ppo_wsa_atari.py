@@ -13,8 +13,9 @@ From observation to action, and where each step stands:
 
     obs (B, 4, 84, 84)  ->  frozen models, an embedding each: what is "seen"         encoders/frozen.py
                         ->  adapters: embeddings e (B, N, d), context c (B, d)       combiners/weighted_sum.py
-                        ->  scores s_i = f([c ; e_i]), weights w = softmax(s)        combiners/wsa.py
-                        ->  state h = sum_i w_i e_i (B, d)  ->  policy and value     class Agent, below
+                        ->  scores s_i = f([c ; e_i])                                combiners/wsa.py
+                        ->  weights w = softmax(s), state h = sum_i w_i e_i (B, d)   combiners/weighted_sum.py
+                        ->  policy and value                                         class Agent, below
 
 The frozen models see each observation once, in the rollout; the update reads what they said then. In games that have
 FIRE, the action after a lost life is FIRE, whatever the policy chose (environments/atari.py): it teaches the values,
