@@ -27,7 +27,7 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,9 +65,9 @@ class WSAFlags:
     a control (uniform, random_weights), or your own: my_module:MyCombiner"""
     features_dim: int = 256
     """width of adapted embeddings, context and state: the paper's d"""
-    centre_embeddings: bool = False
+    centre_embeddings: bool = True
     """subtract from each embedding its mean over 256 observations of random play, divide by the deviation around it
-    (not published)"""
+    (ours; as published: --no-centre-embeddings)"""
     weights_ent_coef: float = 0.0
     """reward for even weights: this times their entropy is subtracted from the loss (wsa, dot_product)"""
     hidden_sizes: tuple[int, ...] = (256,)
@@ -81,6 +81,12 @@ class WSAFlags:
     schedule: tuple[str, ...] = ()
     """models that come and go, at the first rollout from that step on: add:autoencoder:200000
     drop:autoencoder:400000"""
+
+    @staticmethod
+    def older_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+        """What older checkpoints meant that do not say: the published network, and embeddings as they are."""
+        network = {"scorer": "published"} if saved.get("combiner") == "wsa" and not saved.get("scorer") else {}
+        return network | ({} if "centre_embeddings" in saved else {"centre_embeddings": False})
 
 
 @dataclass

@@ -56,9 +56,6 @@ class Defaults:
 
     encoders: tuple[str, ...] = ("state_representation", "autoencoder")
     """the frozen models to combine; my_module:MyEncoder takes a model of your own"""
-    centre_embeddings: bool = True
-    """subtract from each embedding its mean over 256 observations of random play, divide by the deviation around it
-    (not published)"""
 
 
 @dataclass

@@ -10,7 +10,7 @@ lives.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -30,11 +30,6 @@ class Options:
     """wsa: the shared weight network (none given: bounded, a hidden layer, and scores in [-1, 1]; hidden: the same
     without bounds; published: one layer with a ReLU, which can die; linear: one layer, so that the context cancels out
     in the softmax)"""
-
-    @staticmethod
-    def older_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-        """What the flags of older checkpoints meant that did not say which network."""
-        return {"scorer": "published"} if saved.get("combiner") == "wsa" and not saved.get("scorer") else {}
 
 
 class WeightSharingAttention(WeightedSum):

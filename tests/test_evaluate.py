@@ -37,6 +37,7 @@ def agents(tmp_path_factory, pretrained_dir) -> dict[str, str]:
     light = {
         "encoders": ("state_representation", "autoencoder"),
         "features_dim": 32,
+        "centre_embeddings": False,  # saves the measuring
         "pretrained_dir": pretrained_dir,
         "runs_dir": runs,
     }

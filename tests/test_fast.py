@@ -27,7 +27,7 @@ from housekeeping.memory import take_rows
 ROOT = Path(__file__).resolve().parent.parent
 PONG = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder")
 SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 64, "cuda": False, "precision": "float32"}
-LIGHT = {"encoders": ("state_representation", "autoencoder"), "features_dim": 32}
+LIGHT = {"encoders": ("state_representation", "autoencoder"), "features_dim": 32, "centre_embeddings": False}
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +299,7 @@ def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     flags += [
         "--encoders",
         *LIGHT["encoders"],
+        "--no-centre-embeddings",
         "--features-dim",
         "32",
         "--pretrained-dir",

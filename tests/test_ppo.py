@@ -55,6 +55,7 @@ def args(tmp_path, models):
             settings |= {
                 "encoders": ("state_representation", "image_completion"),
                 "features_dim": 32,
+                "centre_embeddings": False,  # saves the measuring
                 "pretrained_dir": models,
             }
         return script.Args(**{**settings, **changes})

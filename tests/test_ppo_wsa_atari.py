@@ -231,8 +231,10 @@ def test_a_checkpoint_says_which_scorer(args):
     assert load_agent(path).agent.combiner.kind == "published"
     main(args(total_timesteps=64, scorer="published", resume=str(path)))
     assert torch.load(path, weights_only=False)["args"]["scorer"] == "published"
-    of_before = {"combiner": "cnn", "scorer": None}  # ways without such a network have no scorer
-    assert checkpoints.saved_args(Args, of_before) == Args(combiner="cnn", precision="float32")
+    # ways without such a network have no scorer; before centring was a flag nothing was centred
+    of_before = {"combiner": "cnn", "scorer": None}
+    meant = Args(combiner="cnn", centre_embeddings=False, precision="float32")
+    assert checkpoints.saved_args(Args, of_before) == meant
 
 
 @pytest.mark.parametrize("mode", ["wsa", "dot_product"])
@@ -325,6 +327,7 @@ def args(tmp_path, models):
             "total_timesteps": 256,
             "encoders": ("state_representation", "image_completion"),
             "features_dim": 16,
+            "centre_embeddings": False,  # saves the measuring
             "runs_dir": str(tmp_path / "runs"),
             "pretrained_dir": models,
             "cuda": False,
