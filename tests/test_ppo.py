@@ -790,11 +790,14 @@ def test_stored_models_are_found_from_any_folder(tmp_path, monkeypatch):
     assert run.resolve().parent == tmp_path / "runs"
     assert files.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
     assert ppo_wsa_atari.load_agent(run / "checkpoint.pt").weighed == ("state_representation",)
-    mine = ppo_wsa_atari.Args(**small, num_minibatches=1, pretrained_dir="mine")
-    with pytest.raises(InputError, match="mine/Pong: no stored state_representation, autoencoder; make them"):
-        ppo_wsa_atari.main(mine)
+    flags = ["--encoders", "state_representation", "--pretrained-dir", "mine", "--cuda", "False"]
+    command = [sys.executable, str(ROOT / "ppo_wsa_atari.py"), *flags]
+    missing = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert missing.returncode != 0 and missing.stderr.startswith(
+        "error: mine/Pong: no stored state_representation, autoencoder; make them"
+    )
     (tmp_path / "mine").symlink_to(ROOT / "pretrained")
-    ppo_wsa_atari.main(mine)
+    ppo_wsa_atari.main(ppo_wsa_atari.Args(**small, num_minibatches=1, pretrained_dir="mine"))
 
 
 def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
