@@ -222,7 +222,7 @@ def train(
                 for part, value in validation.items():
                     writer.add_scalar(f"validation/{part}", value, step)
                 writer.add_figure("pictures", draw_picture(pretraining, data, args.seed, device), step)
-                progress_bar.set_postfix_str(f"validation {validation['loss']:.5f}, untrained {untrained['loss']:.5f}")
+                progress_bar.set_postfix_str(f"validation {validation['loss']:.3g}, untrained {untrained['loss']:.3g}")
                 if pretraining.patience:
                     unchanged += 1
                     if best is None or validation["loss"] < best["validation"]["loss"]:
@@ -347,9 +347,9 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     print(f"\n{'model':22}{'held-out loss':>14}{'untrained':>12}{'median frame':>14}{'KB':>8}")
     for path in sorted(folder.glob("*.pt")):
         model = load_encoder(path).description
-        median = f"{model['median_frame_error']:.5f}" if model["median_frame_error"] is not None else "-"
+        median = f"{model['median_frame_error']:.3g}" if model["median_frame_error"] is not None else "-"
         print(
-            f"{model['name']:22}{model['validation_loss']:>14.5f}{model['validation_loss_untrained']:>12.5f}"
+            f"{model['name']:22}{model['validation_loss']:>14.3g}{model['validation_loss_untrained']:>12.3g}"
             f"{median:>14}{path.stat().st_size / 1024:>8,.0f}"
         )
 

@@ -430,9 +430,9 @@ def probes_table(game: str) -> str:
             about = load_encoder(ROOT / "pretrained" / game / f"{features}.pt").description
             cells["steps x batch"] = f"{about['training']['steps']:,} x {about['training']['batch_size']}"
             cells["held-out loss"], cells["untrained"] = (
-                f"{about[f'validation_loss{which}']:.5f}" for which in ("", "_untrained")
+                f"{about[f'validation_loss{which}']:.3g}" for which in ("", "_untrained")
             )
-            cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.5f}"
+            cells["median frame"] = "" if about["median_frame_error"] is None else f"{about['median_frame_error']:.3g}"
         for kind in (name for name in rows if name[:3] in ("f1_", "r2_") and not name.endswith("_mean")):
             before = f" ({untrained.loc[features, kind]:.2f})" if features in untrained.index else ""
             cells[f"{'F1' if kind[0] == 'f' else 'R^2'} {kind[3:]}"] = f"{row[kind]:.2f}{before}"
