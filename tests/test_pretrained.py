@@ -76,11 +76,12 @@ def test_the_transporters_files_say_that_they_beat_the_median_frame(game):
         assert about["validation_loss"] < about["median_frame_error"]
 
 
-@pytest.mark.parametrize("game", ["Pong", "Breakout"])
+@pytest.mark.parametrize("game", GAMES)
 def test_keypoints_and_masks_follow_what_moves(game):
-    """More than three times as often, and as much, as those of another observation; in Ms. Pacman they do not."""
+    """More than three times as often, and as much, as those of another observation; in Ms. Pacman the masks do."""
     measured = measure(game)
-    assert measured["on_what_moves"] > 3 * measured["of_another_observation"]
+    if game != "MsPacman":
+        assert measured["on_what_moves"] > 3 * measured["of_another_observation"]
     assert measured["masks_likeness"] > 3 * measured["masks_of_another_observation"]
     with open(ROOT / "docs" / "models.csv", newline="") as file:
         stored = {row["game"]: row for row in csv.DictReader(file)}[game]
