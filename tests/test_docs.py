@@ -94,6 +94,18 @@ def test_what_one_sees_after_some_steps():
             assert round(found[quiet][0]) == minutes[0]
 
 
+def test_speeds_on_a_gpu():
+    """docs/speed.md's table, from benchmark/gpu_h200.csv: the lowest and the highest of each machine."""
+    rows, page = curve_of("gpu_h200.csv"), (ROOT / "docs" / "speed.md").read_text()
+    for what in {row["what"] for row in rows}:
+        cells = []
+        for machine in "12":
+            found = [int(r["steps_per_second"]) for r in rows if (r["what"], r["machine"]) == (what, machine)]
+            cells.append(f"{min(found)} to {max(found)}" if min(found) < max(found) else f"{found[0]}")
+        name = {"keypoint_features": "Transporter"}.get(what, what.replace("_", " "))
+        assert re.search(rf"\| [^|]*{name}[^|]* \| {cells[0]} \| {cells[1]} \|", page), what
+
+
 def test_the_lottery_of_the_dead_relu():
     """docs/combining.md's table of dead scores: from docs/lessons/dead_scores.csv."""
     with open(ROOT / "docs" / "lessons" / "dead_scores.csv", newline="") as file:
