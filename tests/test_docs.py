@@ -82,7 +82,7 @@ def test_what_one_sees_after_some_steps():
     ]
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
     four = [curve_of(f"results/scorers_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
-    light = [curve_of(f"results/scorers_light_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
+    light = [curve_of(f"results/models_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
     pixels = [row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"]
     assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000]]
     for (steps,), *columns in numbers:
@@ -90,7 +90,9 @@ def test_what_one_sees_after_some_steps():
         # minutes: of the seed beside which nothing else ran
         for (minutes, scores), (curves, quiet) in zip(pairs, ((four, 0), (light, 1), ([pixels], 0)), strict=True):
             found = [so_far(curve, steps) for curve in curves]
-            assert [round(score, 1) for _, score in found] == scores
+            each = [score for _, score in found]
+            expected = each if len(each) < 3 else [np.mean(each), min(each), max(each)]
+            assert [round(score, 1) for score in expected] == scores
             assert round(found[quiet][0]) == minutes[0]
 
 
