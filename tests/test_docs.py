@@ -87,7 +87,7 @@ def test_what_one_sees_after_some_steps():
     assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000]]
     for (steps,), *columns in numbers:
         pairs = zip(columns[::2], columns[1::2], strict=True)
-        # minutes: of the seed beside which nothing else ran
+        # minutes: of a seed that was neither halted nor one of three jobs on two cores
         for (minutes, scores), (curves, quiet) in zip(pairs, ((four, 0), (light, 1), ([pixels], 0)), strict=True):
             found = [so_far(curve, steps) for curve in curves]
             each = [score for _, score in found]

@@ -154,11 +154,12 @@ def test_an_agent_in_bfloat16_is_nearly_one_in_float32(mode, tmp_path, pretraine
     float32."""
     flags = SMALL | LIGHT | {"pretrained_dir": pretrained_dir, "runs_dir": str(tmp_path), "total_timesteps": 32}
     flags |= {"update_epochs": 1, "num_minibatches": 1, "combiner": mode}
+    # the reservoir is little more than signs, which rounding may turn: more often, the larger the embeddings are
+    flags |= {"untrained_encoders": mode == "reservoir"}
     runs = [ppo_wsa_atari.main(ppo_wsa_atari.Args(**flags | {"precision": of})) for of in ("float32", "bfloat16")]
     exact, rough = (losses(run) for run in runs)
     assert exact != rough
-    # the reservoir's memory carries each step's rounding on: up to 9% with four seeds and two sets of stored models
-    for tag, tolerance in (("losses/value_loss", 0.15 if mode == "reservoir" else 0.05), ("losses/entropy", 0.002)):
+    for tag, tolerance in (("losses/value_loss", 0.05), ("losses/entropy", 0.002)):
         assert rough[tag] == pytest.approx(exact[tag], rel=tolerance)
     assert abs(rough["losses/approx_kl"][0]) < 1e-3  # acting and the first update agree on the policy
     checkpoint = files.load(runs[1] / "checkpoint.pt", "checkpoint")
