@@ -19,6 +19,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from encoders.start import standardise_outputs
+
 NUM_OBJECTS = 20
 SIZE = 84
 
@@ -97,14 +99,7 @@ class ObjectMasksPretraining(nn.Module):
         self.cpu, self.adam = True, {"lr": 5e-4}
         trunk = self.encoder.trunk
         trunk[0].weight[:, 0] = -trunk[0].weight[:, 1]
-        x = obs[:, -2:].float() / 255.0
-        for layer in trunk:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                y = layer(x).transpose(0, 1).flatten(1)  # (channels, all the rest)
-                scale = 1 / y.std(dim=1).clamp(min=1e-6)
-                layer.weight *= scale.view(-1, *[1] * (layer.weight.dim() - 1))
-                layer.bias.copy_((layer.bias - y.mean(dim=1)) * scale)
-            x = layer(x)
+        standardise_outputs(trunk, obs[:, -2:].float() / 255.0)
         nn.init.constant_(self.encoder.to_masks.bias, -2.0)
         self.translations.weight *= 0.3  # features are larger now; not 0, or the masks would have no gradient
         for zero in (self.translations.bias, self.camera.weight, self.camera.bias):
