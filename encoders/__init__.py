@@ -144,6 +144,8 @@ def load_pretraining(folder: Path, name: str, device: torch.device | str = "cpu"
     """
     pretraining = PRETRAININGS[name]()
     for model_name, model in pretraining.stored_models().items():
-        model.load_state_dict(load_encoder(Path(folder) / f"{model_name}.pt").state_dict())
+        stored = load_encoder(Path(folder) / f"{model_name}.pt")
+        model.load_state_dict(stored.state_dict())
+        pretraining.cpu = stored.description["training"]["budget"] == "cpu"  # whose losses may be others
     pretraining.load_state_dict(files.load(Path(folder) / f"{name}.pt", "encoder")["heads"], strict=False)
     return pretraining.requires_grad_(False).eval().to(device)

@@ -46,8 +46,9 @@ def store(folder, name, seed=0, **description):
     """A model with random weights, stored as pretrain_encoders.py stores them."""
     torch.manual_seed(seed)
     pretraining = PRETRAININGS[name]()
+    description = {"game": "Pong", "training": {"budget": "paper"}} | description
     for model_name in pretraining.stored_models():
-        save_encoder(folder / f"{model_name}.pt", model_name, pretraining, {"game": "Pong", **description})
+        save_encoder(folder / f"{model_name}.pt", model_name, pretraining, description)
     return pretraining
 
 
@@ -381,22 +382,77 @@ def test_a_blur_is_a_gaussian_that_keeps_the_sum():
     assert blurred.sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_masks_start_tells_frames_apart():
-    """After `for_cpu` each unit of the trunk has mean 0 and variance 1 over the data, and equal frames look like
-    nothing."""
-    torch.manual_seed(0)
-    obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
-    pretraining = ObjectMasksPretraining()
-    pretraining.for_cpu(obs)
-    x = obs[:, -2:].float() / 255.0
-    for layer in pretraining.encoder.trunk:
+def require_standardised(layers: torch.nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Each unit of each layer has mean 0 and variance 1 over the data; what the last layer gives."""
+    for layer in layers:
         x = layer(x)
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             y = x.transpose(0, 1).flatten(1)
             assert y.mean(dim=1).abs().max() < 1e-3 and (y.std(dim=1) - 1).abs().max() < 1e-2
+    return x
+
+
+@torch.no_grad()
+def test_the_masks_start_tells_frames_apart():
+    """After `for_cpu` each unit of the trunk answers, and equal frames look like nothing."""
+    torch.manual_seed(0)
+    obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
+    pretraining = ObjectMasksPretraining()
+    pretraining.for_cpu(obs)
+    require_standardised(pretraining.encoder.trunk, obs[:, -2:].float() / 255.0)
     first = pretraining.encoder.trunk[0]
     same = first(torch.rand(1, 1, 84, 84).expand(1, 2, 84, 84))
     torch.testing.assert_close(same, first.bias[None, :, None, None].expand_as(same), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_all_units_of_the_state_representation_answer_at_the_start():
+    torch.manual_seed(0)
+    obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
+    pretraining = StateRepresentationPretraining()
+    pretraining.for_cpu(obs)
+    patches = require_standardised(pretraining.encoder.local, obs.float() / 255.0)
+    require_standardised(torch.nn.Sequential(pretraining.encoder.head), patches.flatten(1))
+
+
+def test_the_cpu_budgets_contrast():
+    """Only places that see a pixel change count, and nothing that all observations share: plain loops."""
+    torch.manual_seed(0)
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    later = obs.clone()
+    later[:2, -1, 0, 0] ^= 1  # rows and columns 0 to 35 are seen by the first place alone
+    later[2, -1, 83, 45] ^= 1  # the last row: places 2 (16 to 51) to 5 (40 to 75) of the last row of places
+    counting = {(0, 0, 0), (1, 0, 0), *((2, 6, x) for x in (2, 3, 4, 5))}
+    pretraining = StateRepresentationPretraining()
+    pretraining.for_cpu(obs)
+
+    def without_mean(x: np.ndarray) -> np.ndarray:  # (B, numbers)
+        x = x - x.mean(axis=0)
+        return x / np.sqrt((x**2).mean() + 1e-5)
+
+    with torch.no_grad():
+        losses = pretraining.loss(obs, later, 0.0)
+        local = pretraining.encoder.local_map(obs).numpy()
+        later_local = pretraining.encoder.local_map(later).numpy()
+        vector = without_mean(pretraining.encoder(obs).numpy())
+    w_g, w_l = pretraining.global_local.weight.detach().numpy(), pretraining.local_local.weight.detach().numpy()
+    totals = np.zeros(2)
+    for i, y, x in counting:
+        patch, keys = without_mean(local[:, :, y, x])[i], without_mean(later_local[:, :, y, x]) / np.sqrt(32)
+        for part, query in enumerate((w_g @ vector[i], w_l @ patch)):
+            scores = keys @ query
+            totals[part] += np.log(np.exp(scores).sum()) - scores[i]
+    assert losses["global_local"].item() == pytest.approx(totals[0] / 6, rel=1e-3)
+    assert losses["local_local"].item() == pytest.approx(totals[1] / 6, rel=1e-3)
+
+
+def test_nothing_that_moves_is_no_loss():
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    pretraining = StateRepresentationPretraining()
+    pretraining.for_cpu(obs)
+    loss = pretraining.loss(obs, obs, 0.0)["loss"]
+    loss.backward()
+    assert loss.item() == 0 and pretraining.encoder.head.weight.grad.abs().sum() == 0
 
 
 @pytest.mark.parametrize("pretraining_of", [ObjectMasksPretraining, TransporterPretraining])
