@@ -4,9 +4,9 @@ The features of one observation must tell the next observation of the same game 
 in the batch, place by place. What changes the screen in a predictable way (balls, paddles, scores) is thereby encoded,
 also where it is small.
 
-As published, the first thousands of steps take away more than they give: half of the units never answer, most places of
-a frame show nothing that could tell observations apart, and what all frames share outweighs a ball. Deviations of the
-"cpu" budget:
+As published, the first thousands of steps take away more than they give: units that hardly ever answer at the start
+have no gradient, most places of a frame show nothing that tells observations apart, and what all frames share outweighs
+a ball. Deviations of the "cpu" budget:
 - at the start each unit has mean 0 and variance 1 over 256 training observations;
 - patches and vector are contrasted without their mean over the batch, each place at one scale;
 - a place counts only where the newest frames of the two observations differ.
