@@ -146,6 +146,6 @@ def load_pretraining(folder: Path, name: str, device: torch.device | str = "cpu"
     for model_name, model in pretraining.stored_models().items():
         stored = load_encoder(Path(folder) / f"{model_name}.pt")
         model.load_state_dict(stored.state_dict())
-        pretraining.cpu = stored.description["training"]["budget"] == "cpu"  # whose losses may be others
+        pretraining.cpu = stored.description["training"].get("budget") == "cpu"  # which may change the loss
     pretraining.load_state_dict(files.load(Path(folder) / f"{name}.pt", "encoder")["heads"], strict=False)
     return pretraining.requires_grad_(False).eval().to(device)

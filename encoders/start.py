@@ -10,15 +10,16 @@ import torch.nn as nn
 
 @torch.no_grad()
 def standardise_outputs(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """Change each convolution and linear layer, one after the other, so that each of its units has mean 0 and variance
-    1 over the data `x`; returns what the last layer then gives.
+    """Change each convolution and linear layer in place, one after the other, so that each of its units (a
+    convolution's channels, over all places) has mean 0 and variance 1 over the data `x`, before any ReLU behind it.
 
-    A unit that gives the same for all data stays without variance.
+    A unit that gives the same for all data keeps its weights. Returns what the last of `layers` then gives.
     """
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             y = layer(x).transpose(0, 1).flatten(1)  # (units, all the rest)
-            scale = 1 / y.std(dim=1).clamp(min=1e-6)
+            deviation = y.std(dim=1)
+            scale = torch.where(deviation > 1e-6, 1 / deviation, 1.0)
             layer.weight *= scale.view(-1, *[1] * (layer.weight.dim() - 1))
             layer.bias.copy_((layer.bias - y.mean(dim=1)) * scale)
         x = layer(x)

@@ -1,14 +1,14 @@
 """ST-DIM (Anand et al. 2019, arXiv 1906.08226): what stays predictable from one moment to the next, found by contrast.
 
-The features of one observation must tell the next observation of the same game apart from observations of other games
-in the batch, place by place. What changes the screen in a predictable way (balls, paddles, scores) is thereby encoded,
+The features of one observation must tell the next observation of the same game apart from the others in the batch,
+place by place. What changes the screen in a predictable way (balls, paddles, scores) is thereby encoded,
 also where it is small.
 
 As published, the first thousands of steps take away more than they give: units that hardly ever answer at the start
 have no gradient, most places of a frame show nothing that tells observations apart, and what all frames share outweighs
 a ball. Deviations of the "cpu" budget:
-- at the start each unit has mean 0 and variance 1 over 256 training observations;
-- patches and vector are contrasted without their mean over the batch, each place at one scale;
+- before training each unit's output is scaled to mean 0 and variance 1 over 256 training observations;
+- patches and vector are contrasted without their mean over the batch, the vector and each place at one scale;
 - a place counts only where the newest frames of the two observations differ.
 """
 
@@ -55,8 +55,8 @@ class StateRepresentation(nn.Module):
 class StateRepresentationPretraining(nn.Module):
     """InfoNCE between consecutive observations: global to local plus local to local (Anand et al. 2019, section 3).
 
-    `for_cpu` switches to the "cpu" budget's start and contrast. Its bilinear forms know no other contrast, so that its
-    held-out losses, too, are of this one.
+    `for_cpu` switches to the "cpu" budget's start and contrast. The bilinear forms are trained for this contrast only,
+    so held-out losses use it, too.
     """
 
     offsets = (1, 1)  # a sample is an observation and the next one of the same game
@@ -96,7 +96,7 @@ class StateRepresentationPretraining(nn.Module):
                 differ = (obs[:, -1:] != later_obs[:, -1:]).float()
                 moves = by_place(F.max_pool2d(differ, PATCH, PATCH_STRIDE)).squeeze(2)  # (49, B)
                 vector, patches = standardised(vector), standardised(patches)
-                later_patches = standardised(later_patches) / later_patches.shape[2] ** 0.5  # of length 1
+                later_patches = standardised(later_patches) / later_patches.shape[2] ** 0.5  # of length 1 on average
             global_query = self.global_local(vector)  # (B, 32)
             global_loss = info_nce(global_query.expand(len(later_patches), -1, -1), later_patches, moves)
             local_loss = info_nce(self.local_local(patches), later_patches, moves)
@@ -116,7 +116,10 @@ def by_place(maps: torch.Tensor) -> torch.Tensor:
 
 
 def standardised(x: torch.Tensor) -> torch.Tensor:
-    """(..., B, channels) without its mean over the batch, and of variance 1 over batch and channels together."""
+    """(..., B, channels) without its mean over the batch, and of variance 1 over batch and channels together; B > 1.
+
+    Gradients pass through mean and scale, as in batch normalisation.
+    """
     x = x - x.mean(dim=-2, keepdim=True)
     return x / (x.square().mean(dim=(-2, -1), keepdim=True) + 1e-5).sqrt()
 
