@@ -3,6 +3,7 @@ on."""
 
 import csv
 import functools
+import re
 import threading
 from pathlib import Path
 
@@ -110,5 +111,12 @@ def test_the_page_names_the_models_that_beat_their_random_initialisation(game):
         kinds = [kind for kind in rows[name, weights] if kind.startswith("f1_")]
         return np.mean([float(rows[name, weights][kind]) for kind in kinds if kind not in ("f1_score", "f1_mean")])
 
+    page = (ROOT / "docs" / "pretraining.md").read_text()
     better = [f"`{name}`" for name in PAPER_MODELS if f1(name, "trained") > f1(name, "untrained")]
-    assert f"| {game} | {', '.join(better) or 'none'} |" in (ROOT / "docs" / "pretraining.md").read_text()
+    assert f"| {game} | {', '.join(better) or 'none'} |" in page
+    table = re.findall(
+        rf"\| {game} \| `(\w+)`[^|]* \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", page
+    )  # before, now, untrained
+    assert len(table) >= 2
+    for name, now, untrained in table:
+        assert [now, untrained] == [f"{f1(name, weights):.3f}" for weights in ("trained", "untrained")]
