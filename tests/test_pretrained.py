@@ -114,9 +114,8 @@ def test_the_page_names_the_models_that_beat_their_random_initialisation(game):
     page = (ROOT / "docs" / "pretraining.md").read_text()
     better = [f"`{name}`" for name in PAPER_MODELS if f1(name, "trained") > f1(name, "untrained")]
     assert f"| {game} | {', '.join(better) or 'none'} |" in page
-    table = re.findall(
-        rf"\| {game} \| `(\w+)`[^|]* \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", page
-    )  # before, now, untrained
+    # of each row: the model, its F1 now and its initialisation's
+    table = re.findall(rf"\| {game} \| `(\w+)`[^|]* \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", page)
     assert len(table) >= 2
     for name, now, untrained in table:
         assert [now, untrained] == [f"{f1(name, weights):.3f}" for weights in ("trained", "untrained")]
