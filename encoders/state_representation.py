@@ -133,7 +133,5 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, counts: torch.Tensor | N
     """
     scores = queries @ keys.transpose(1, 2)  # (places, B, B)
     labels = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
-    if counts is None:
-        return F.cross_entropy(scores.flatten(0, 1), labels.flatten())
     losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
-    return (losses * counts.flatten()).sum() / counts.sum().clamp(min=1)
+    return losses.mean() if counts is None else (losses * counts.flatten()).sum() / counts.sum().clamp(min=1)
