@@ -187,7 +187,10 @@ def logged_table(runs: list[Run], results_dir: Path) -> pd.DataFrame:
     means = rows.pivot_table(index=["game", "arm"], columns="tag", values="mean").reindex(
         pd.MultiIndex.from_frame(rows[["game", "arm"]]).unique()
     )
-    return means.round(6).apply(text, form=".3g").reset_index()  # rounded: 1e-7, one model's entropy, is 0
+    means = means.round(6)  # 1e-7, one model's entropy, is 0
+    if "weights/entropy" in means and (means["weights/entropy"] == 0).all():  # one model alone: its weight is always 1
+        means = means.drop(columns=[tag for tag in means if tag.startswith("weights/")])
+    return means.apply(text, form=".3g").reset_index() if len(means.columns) else pd.DataFrame()
 
 
 # What evaluate.py has left in chains of steps

@@ -290,6 +290,10 @@ def test_what_else_a_run_has_logged(tmp_path):
     assert rows[:10] == [{"tag": "weights/a", "step": 2 * i + 1, "mean": 2 * i + 0.5} for i in range(10)]
     assert {row["tag"] for row in rows[10:]} == {"weights/gone"} and rows[-1]["step"] == 14
     assert report.end_of(report.pd.DataFrame(rows)).to_dict() == {"weights/a": 18.5}
+    # where each run sees through one model, weights say nothing; where one of them has two, they do
+    for name, says in (("one_model_small", False), ("schedule_small", True)):
+        runs = read_experiment(EXPERIMENTS / f"{name}.toml")[1]
+        assert ("weights/entropy" in report.tables(runs, RESULTS).get("logged", ())) is says
 
 
 @needs_report

@@ -149,6 +149,6 @@ def test_keypoints_and_masks_on_what_moves():
 def test_what_one_model_is_worth():
     """docs/pretraining.md's table: each seed's mean score over the last 30,000 of 150,000 steps."""
     page = (ROOT / "docs" / "pretraining.md").read_text()
-    for arm in ("stored", "earlier", "start", "untrained"):
+    for arm in ("stored", "published", "earlier", "start", "untrained"):
         curves = [curve_of(f"results/one_model_small/{arm}__Pong__{seed}/curve.csv") for seed in (1, 2, 3)]
         assert f"| {arm} | {' '.join(f'{so_far(curve, 150_000)[1]:.1f}' for curve in curves)} |" in page
