@@ -82,7 +82,7 @@ def test_what_one_sees_after_some_steps():
     ]
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
     four = [curve_of(f"results/scorers_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
-    light = [curve_of(f"results/models_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
+    light = [curve_of(f"results/models_light_small/new_state__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
     pixels = [row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"]
     assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000]]
     for (steps,), *columns in numbers:
