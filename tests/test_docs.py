@@ -85,9 +85,14 @@ def test_what_one_sees_after_some_steps():
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
     four = [curve_of(f"results/scorers_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
     light = [curve_of(f"results/models_light_small/new_state__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
-    longer = [curve_of(f"results/claims_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1,)]
-    pixels = [[row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"]]
-    assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000], [400_000], [1_000_000]]
+    longer = [curve_of(f"results/claims_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
+    pixels = [
+        curve_of(f"results/precision_small/e2e_{precision}__Pong__{seed}/curve.csv")
+        for precision in ("float32", "bfloat16")
+        for seed in (1, 2)
+    ]
+    pixels.append([row for row in curve_of("pong_learning_curves.csv") if row["label"] == "end to end"])
+    assert [row[0] for row in numbers] == [[50_000], [100_000], [150_000], [400_000], [600_000]]
     for (steps,), *columns in numbers:
         pairs = zip(columns[::2], columns[1::2], strict=True)
         # minutes: of a seed that was neither halted nor one of three jobs on two cores
@@ -162,7 +167,7 @@ def test_what_one_model_is_worth():
 
 
 def test_what_light_models_learn_in_three_games():
-    """docs/results.md's table: each seed's mean score over the 30,000 steps before, of each arm that has finished runs."""
+    """docs/results.md's table: each seed's mean score over the 30,000 steps before, for each arm with finished runs."""
     page, results = (ROOT / "docs" / "results.md").read_text(), ROOT / "benchmark" / "results"
     found = defaultdict(list)
     for maker, arms in (("four_models_small", ["end_to_end"]), ("claims_light_small", ["*"])):
