@@ -697,13 +697,14 @@ def test_an_agent_whose_checkpoint_lacks_the_centre_measures_it_anew(args, tmp_p
         torch.testing.assert_close(measured[name][1], scale)
 
 
-def test_the_stored_agent_wins_its_first_points():
-    """What README shows: agents/Pong/wsa.pt, greedy, in the game of evaluate.py --attention."""
-    player = load_agent(Path(__file__).resolve().parent.parent / "agents" / "Pong" / "wsa.pt")
-    env = make_env("ALE/Pong-v5")
+@pytest.mark.parametrize("game, steps, points", [("Pong", 600, 3), ("Breakout", 120, 3), ("MsPacman", 120, 100)])
+def test_the_stored_agents_win_their_first_points(game, steps, points):
+    """What README shows: agents/<Game>/wsa.pt, greedy, in the game of evaluate.py --attention."""
+    player = load_agent(Path(__file__).resolve().parent.parent / "agents" / game / "wsa.pt")
+    env = make_env(f"ALE/{game}-v5")
     obs, _ = env.reset(seed=int(env_seeds(1, 1, 7)[0]))
     score = 0
-    for _ in range(600):
+    for _ in range(steps):
         obs, reward, *_ = env.step(int(player.act(np.asarray(obs)[None], greedy=True)[0]))
         score += reward
-    assert score >= 3
+    assert score >= points
