@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -22,7 +23,12 @@ class InputError(ValueError):
 def start(main: Callable[[Any], object], read_args: Callable[[], Any]) -> None:
     """Run a program: read its flags, call `main` with them, and show what the user gave wrongly as one sentence."""
     try:
-        main(read_args())
+        try:
+            args = read_args()
+        except BrokenPipeError:  # --help | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's last flush would fail, too
+            sys.exit(1)
+        main(args)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

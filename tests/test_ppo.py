@@ -765,6 +765,12 @@ def run_script(*command, **options):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
+def test_help_may_be_cut_short():
+    """--help | head: no traceback where the reader has gone."""
+    done = subprocess.run(f"{sys.executable} ppo_e2e_atari.py --help | :", shell=True, cwd=ROOT, capture_output=True)
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize(
     "script", ["ppo_e2e_atari.py", "ppo_wsa_atari.py", "pretrain_encoders.py", "probe_encoders.py"]
 )
