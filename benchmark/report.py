@@ -10,18 +10,20 @@ score is shown, and over 5 runs and more the interval at 95% of rliable's bootst
 more than their range) of their mean, or, called IQM, of their interquartile mean where there are at least 8 (Agarwal et
 al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
 
-A second table has what else the runs logged (the models' weights, the share of flights): the mean over the last tenth
-of each run, and over runs.
+Where an experiment says at which steps (scores_at), a second table has each seed's mean score of the games that ended
+in the 30,000 steps before. Another has what else the runs logged (the models' weights, the share of flights): the mean
+over the last tenth of each run, and over runs.
 
 What evaluate.py has found in an experiment's chain of steps makes tables of its own. Of a suite of changed games: a row
 per variation, and per agent the mean raw score, its 95% interval over games, the relative score, and what is said of
 the games. Of an agent's weights over a game (--attention): a row per model. Where suites of several seeds were played,
 another table has their means.
 
-In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `logged.csv`, `suite.csv`, `suite_over_seeds.csv`,
-`attention.csv` and `curves_<Game>.png`; without arguments also the tables in README.md, benchmark/README.md and
-docs/*.md: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an experiment's or one of
-those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py have stored.
+In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `scores_at.csv`, `logged.csv`, `suite.csv`,
+`suite_over_seeds.csv`, `attention.csv` and `curves_<Game>.png`; without arguments also the tables in README.md,
+benchmark/README.md and docs/*.md: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an
+experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py
+have stored.
 """
 
 import functools
@@ -55,6 +57,7 @@ BENCHMARK = ROOT / "benchmark"
 ENOUGH_FOR_AN_INTERVAL, ENOUGH_FOR_IQM = 5, 8
 END = 0.1  # the part of a run's steps that is its end
 WINDOW = 50_000  # steps, of the curves that are not an experiment's
+STRETCH = 30_000  # steps, of the scores on the way
 
 
 @dataclass
@@ -167,6 +170,21 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scores_on_the_way(games: pd.DataFrame) -> pd.DataFrame:
+    """A row per game and arm: each seed's mean score of the games that ended in the STRETCH steps before each of those
+    that the experiment names.
+    """
+    rows = []
+    for game, of_game in games.groupby("game", sort=False):
+        for arm, mine in of_game.groupby("arm", sort=False):
+            row = {"game": game, "arm": arm}
+            for step in mine.run.iloc[0].scores_at:
+                ended = mine[(mine.step > step - STRETCH) & (mine.step <= step)]
+                row[f"{step:,} steps"] = " ".join(text(ended.groupby("seed", sort=False).raw_score.mean(), ".1f"))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def end_of(logged: pd.DataFrame) -> pd.Series:
     """By tag, the mean over the stretches that end in the last tenth of the run; nothing of what was no longer logged
     then.
@@ -262,10 +280,10 @@ def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
     "attention".
     """
     games = read_games(runs, results_dir)
-    found = {
-        "table": score_table(games, results_dir) if len(games) else games,
-        "logged": logged_table(runs, results_dir),
-    }
+    found = {"table": score_table(games, results_dir) if len(games) else games}
+    if len(games) and runs[0].scores_at:
+        found["scores_at"] = scores_on_the_way(games)
+    found["logged"] = logged_table(runs, results_dir)
     suites = [pd.read_csv(path).assign(seed=seed) for seed, path in files_of_chains(runs, results_dir, "results.csv")]
     if suites:
         found |= {"suite_over_seeds": suite_over_seeds(pd.concat(suites)), "suite": suite_table(pd.concat(suites))}

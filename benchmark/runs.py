@@ -9,6 +9,7 @@ An experiment's file (TOML) has a title, and arms. A run is an arm in a game wit
     seeds = [1, 2]
     flags = "--total-timesteps 500000"  # given to each arm's training script
     evaluate = "--episodes 20"          # flags of evaluate.py; left out: no evaluation
+    scores_at = [100_000, 500_000]      # a table of the scores there, too; may be left out
 
     [[arms]]
     name = "wsa"
@@ -87,6 +88,7 @@ class Run:
     after: tuple[str, ...] = ()  # arms whose runs of the same game and seed go first
     python: str = "python"  # or "hackatari"
     earlier: str | None = None  # the revision of the scripts that made it, if those of today cannot
+    scores_at: tuple[int, ...] = ()  # steps, of the experiment that shows it
 
     def named(self, other: str) -> str:
         """<experiment>/<name> of the run called `other` here: an arm's, of this or of another experiment, perhaps of
@@ -156,7 +158,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         raise InputError(f"{path}: there is no such file.") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: this is not TOML ({error}).") from error
-    common = DEFAULTS | {key: value for key, value in content.items() if key not in ("title", "arms", "earlier")}
+    own = ("title", "arms", "earlier", "scores_at")
+    common = DEFAULTS | {key: value for key, value in content.items() if key not in own}
+    scores_at = tuple(content.get("scores_at", ()))
     unknown = set(common) - set(DEFAULTS)
     runs: list[Run] = []
     for arm in content.get("arms", []):
@@ -181,7 +185,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
             maker, _, other = arm["of"].partition("/")
             theirs = read_experiment(path.with_name(f"{maker}.toml"), with_others=False)[1] if with_others else []
             found = [
-                replace(run, arm=arm["name"]) for run in theirs if run.arm == other and (run.game, run.seed) in wanted
+                replace(run, arm=arm["name"], scores_at=scores_at)
+                for run in theirs
+                if run.arm == other and (run.game, run.seed) in wanted
             ]
             if with_others and len(found) < len(wanted):
                 raise InputError(f"{path}: {arm['name']}: {arm['of']} is not made there in all these games and seeds.")
@@ -207,6 +213,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
                     after=tuple(arm.get("after", ())),
                     python=arm.get("python", "python"),
                     earlier=content.get("earlier"),
+                    scores_at=scores_at,
                 )
             )
     if unknown:

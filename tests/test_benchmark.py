@@ -257,24 +257,32 @@ def test_intervals():
 
 
 @needs_report
-@pytest.mark.parametrize("name", ["modes_small", "transfer_small", "scorer_small"])
+@pytest.mark.parametrize("name", ["modes_small", "transfer_small", "scorer_small", "claims_light_small"])
 def test_scores_are_those_of_the_raw_files(name):
     """Every score of the table, with the csv module and NumPy only."""
     _, runs = read_experiment(EXPERIMENTS / f"{name}.toml")
-    table = report.tables(runs, RESULTS)["table"]
-    for row in table.to_dict("records"):
+    found = report.tables(runs, RESULTS)
+    on_the_way = iter(found["scores_at"].to_dict("records") if "scores_at" in found else [])
+    for row in found["table"].to_dict("records"):
         mine = [run for run in runs if (run.arm, run.game) == (row["arm"], row["game"])]
-        ends, evaluated = [], []
+        ends, evaluated, at = [], [], {f"{step:,} steps": [] for step in mine[0].scores_at}
         for run in mine:
             folder = RESULTS / run.experiment / run.name
+            if not folder.is_dir():
+                continue
             games = files.read_csv(folder / "curve.csv")
             steps, scores = (np.array([float(game[what]) for game in games]) for what in ("step", "raw_score"))
             ends.append(scores[steps > 0.9 * steps[-1]].mean())
+            for step, column in zip(run.scores_at, at.values(), strict=True):
+                column.append(f"{scores[(steps > step - 30_000) & (steps <= step)].mean():.1f}")
             if (folder / "evaluation.json").is_file():
                 evaluated.append(json.loads((folder / "evaluation.json").read_text())["results"][0]["mean"])
         assert row["last tenth of training"] == f"{np.mean(ends):.1f}"
         assert row["last tenth of training: each seed"] == " ".join(f"{end:.1f}" for end in ends)
         assert row["evaluation"] == (f"{np.mean(evaluated):.1f}" if evaluated else "")
+        if at:
+            expected = {"game": row["game"], "arm": row["arm"]} | {step: " ".join(each) for step, each in at.items()}
+            assert next(on_the_way) == expected
 
 
 @needs_report

@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -156,28 +155,3 @@ def test_keypoints_and_masks_on_what_moves():
     assert likeness(marked, moved) == pytest.approx(np.mean(by_hand), abs=1e-5)
     assert likeness(moved, moved) == pytest.approx(1, abs=1e-5)
     assert likeness(~moved, moved) == pytest.approx(-1, abs=1e-5)
-
-
-def test_what_one_model_is_worth():
-    """docs/pretraining.md's table: each seed's mean score over the last 30,000 of 150,000 steps."""
-    page = (ROOT / "docs" / "pretraining.md").read_text()
-    for arm in ("stored", "published", "earlier", "start", "untrained"):
-        curves = [curve_of(f"results/one_model_small/{arm}__Pong__{seed}/curve.csv") for seed in (1, 2, 3)]
-        assert f"| {arm} | {' '.join(f'{so_far(curve, 150_000)[1]:.1f}' for curve in curves)} |" in page
-
-
-def test_what_light_models_learn_in_three_games():
-    """docs/results.md's table: each seed's mean score over the 30,000 steps before, for each arm with finished runs."""
-    page, results = (ROOT / "docs" / "results.md").read_text(), ROOT / "benchmark" / "results"
-    found = defaultdict(list)
-    folders = [*results.glob("four_models_small/end_to_end__*"), *results.glob("claims_light_small/*__*__*")]
-    for folder in sorted(folders):
-        arm, game, _ = folder.name.split("__")
-        found[game, arm].append(curve_of(f"results/{folder.parent.name}/{folder.name}/curve.csv"))
-    assert len(found) >= 3
-    for (game, arm), curves in found.items():
-        cells = [
-            " ".join(f"{so_far(curve, steps)[1]:.1f}" for curve in curves)
-            for steps in (30_000, 100_000, 200_000, 300_000, 400_000)
-        ]
-        assert f"| {game} | {arm} | {' | '.join(cells)} |" in page
