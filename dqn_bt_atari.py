@@ -42,7 +42,7 @@ import ppo_e2e_atari
 from behavior_transfer.replay_buffer import Batch, ReplayBuffer
 from environments.atari import AtariFlags, check_games, evaluation_games, game_name, make_envs
 from housekeeping import checkpoints, files, precision, processes, run
-from housekeeping.flags import InputError, check_ranges, require_defaults, start, written
+from housekeeping.flags import InputError, check_ranges, require_defaults, start
 from housekeeping.memory import require_memory, to_device
 from housekeeping.precision import Float32Linear
 from housekeeping.run import EvaluationFlags, Run, RunFlags, read_args
@@ -118,12 +118,7 @@ def check_args(args: Args) -> None:
     at_least_one = ("n_step", "batch_size", "train_frequency", "learning_starts", "target_network_frequency")
     shares = ("flight_probability", "start_e", "end_e", "exploration_fraction", "gamma")
     check_ranges(args, (*at_least_one, "flight_cap"), shares, ("learning_rate", "max_grad_norm"))
-    transfers = [written(name) for name in ("flights", "extra_action", "fine_tune") if getattr(args, name)]
-    if transfers and not (args.pretrained_policy or args.resume or args.run_dir):
-        raise InputError(
-            f"{' and '.join(transfers)}: give the policy as --pretrained-policy; pretrain_policy_atari.py makes one."
-        )
-    if args.pretrained_policy and not transfers:
+    if args.pretrained_policy and not (args.flights or args.extra_action or args.fine_tune):
         raise InputError(
             "--pretrained-policy is given, but nothing uses it; add --flights, --extra-action or --fine-tune."
         )
@@ -239,9 +234,9 @@ def td_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Double Q-learning's loss, (), and what is logged of it.
 
-    The target is the return plus the discounted value of the next state, of the action that the online network finds
-    best there and as the target network sees it (van Hasselt et al. 2016, eq. 4, with n-step returns); the extra action
-    is among them. The loss is Huber's, which is Mnih et al.'s clipping of the error to [-1, 1]. A transition teaches
+    The target is the return plus the discounted Q-value of the next state: the online network chooses the action, the
+    extra one among them, and the target network says what it is worth (van Hasselt et al. 2016, eq. 4, with n-step
+    returns). The loss is Huber's, which is Mnih et al.'s clipping of the error to [-1, 1]. A transition teaches
     the Q-value of the action that the game received; if the pre-trained policy chose that action, it also teaches the
     extra action's (our reading of the paper: both are true of what happened).
     """
@@ -260,11 +255,16 @@ def td_loss(
 
 
 def load_policy(
-    path: Path, env_id: str, device: torch.device, precision: Literal["float32", "bfloat16"] = "float32"
+    path: str | None, env_id: str, device: torch.device, precision: Literal["float32", "bfloat16"] = "float32"
 ) -> ppo_e2e_atari.Agent:
-    """The pre-trained policy, frozen, in this run's precision; raises InputError if the file is not one for this
-    game."""
-    checkpoint = files.load(path, "checkpoint")
+    """The pre-trained policy, frozen, in this run's precision; raises InputError if none is named, or the file is not
+    one for this game."""
+    if path is None:
+        raise InputError(
+            "--flights, --extra-action and --fine-tune need a policy: name it as --pretrained-policy; "
+            "pretrain_policy_atari.py makes one."
+        )
+    checkpoint = files.load(Path(path), "checkpoint")
     if checkpoint.get("script") not in POLICY_SCRIPTS:
         raise InputError(
             f"{path}: this is a checkpoint of {checkpoint.get('script')}.py; a policy comes from "
@@ -273,7 +273,7 @@ def load_policy(
     plays = checkpoint["args"]["env_id"]
     if plays != env_id:
         raise InputError(f"{path}: this policy plays {plays}, not {env_id}.")
-    policy = checkpoints.load_agent(path, device).requires_grad_(False)
+    policy = checkpoints.load_agent(Path(path), device).requires_grad_(False)
     policy.precision = precision
     return policy
 
@@ -308,7 +308,7 @@ def main(args: Args) -> Path | None:
                 ppo_e2e_atari.Agent.with_weights(checkpoint["policy"], args.precision).requires_grad_(False).to(device)
             )
         else:
-            policy = load_policy(Path(args.pretrained_policy), args.env_id, device, args.precision)
+            policy = load_policy(args.pretrained_policy, args.env_id, device, args.precision)
     room = min(args.buffer_size, args.total_timesteps)  # what will be written; the rest takes no memory
     require_memory(
         room * 84 * 84, torch.device("cpu"), f"{room:,} transitions of the replay buffer", "lower --buffer-size"
@@ -358,6 +358,8 @@ def main(args: Args) -> Path | None:
     run.start(args.total_timesteps, f"{args.env_id}, {' and '.join(transfer) or 'from scratch'}, {of_buffer}")
     if checkpoint and learning_from > global_step:
         run.say(f"the replay buffer holds {len(buffer):,} transitions; learning goes on from step {learning_from:,}")
+    if learning_from >= args.total_timesteps:
+        run.say(f"nothing is learnt: the run ends before step {learning_from:,} (--learning-starts)")
 
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))

@@ -8,7 +8,8 @@
 
 Behavior Transfer: Campos et al. 2021 (arXiv 2102.13515). The reward is that of Never Give Up (NGU): Badia et al. 2020
 (arXiv 2002.06038), whose lifelong part is random network distillation (RND): Burda et al. 2018 (arXiv 1810.12894). PPO
-and its network are those of ppo_e2e_atari.py; what keeps intrinsic rewards steady under PPO is RND's.
+and its network are those of ppo_e2e_atari.py, but for a constant clip range; what keeps intrinsic rewards steady under
+PPO is RND's.
 
 The policy never receives the game's reward, which is only reported (`charts/episodic_return`), nor is it told of lost
 lives; what the screen shows of both stays visible. In games that have FIRE, the action after a lost life is FIRE,
@@ -110,7 +111,7 @@ def check_args(args: Args) -> None:
     processes.require_one_process(SCRIPT)
     at_least_one = ("num_steps", "num_minibatches", "update_epochs", "memory_size", "num_neighbours", "max_lifelong")
     at_least_one += ("intrinsic_minibatch", "coverage_steps")
-    not_negative = ("learning_rate", "intrinsic_learning_rate", "coverage_interval")
+    not_negative = ("learning_rate", "intrinsic_learning_rate", "clip_coef", "max_grad_norm", "coverage_interval")
     check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative, some_share=("predictor_share",))
     processes.check_rollouts(args)
     if args.num_neighbours > args.memory_size:
@@ -141,9 +142,9 @@ class EpisodicMemory:
         """How new (num_envs, features) is in each environment's game: (num_envs,).
 
         0 where the similarity is above MAX_SIMILARITY, as published; as each neighbour adds at most 1, this needs 64
-        neighbours and more. Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: the first steps
-        of each game would else look like the newest of all, and ending games would pay. Updates `distances`, the
-        running mean of squared distances to the neighbours.
+        neighbours and more. Also 0 as long as the memory holds fewer than `num_neighbours` embeddings: otherwise the
+        first steps of each game would look newer than all others, and it would pay to end games early. Updates
+        `distances`, the running mean of squared distances to the neighbours.
         """
         k, size = self.num_neighbours, self.embeddings.shape[1]
         held = self.visits.clamp(max=size)
@@ -299,7 +300,7 @@ def main(args: Args) -> Path | None:
     first_iteration, global_step, random_coverage = 1, 0, {}
     episodic = args.intrinsic == "ngu" if args.episodic_return == "auto" else args.episodic_return
     if args.intrinsic == "ngu":
-        needed = args.num_envs * args.memory_size * 32 * 4
+        needed = 3 * args.num_envs * args.memory_size * 32 * 4  # and the differences to a new one, and their squares
         require_memory(needed, device, "the episodic memories", "lower --memory-size or --num-envs")
 
     # Set-up. Lives are not reported: a lost one is nothing that this policy knows of

@@ -3,7 +3,7 @@
     python -m benchmark.coverage --checkpoint runs/<run_name>/checkpoint.pt        # one policy per game
     python -m benchmark.coverage                                                   # the plot again, from the CSVs
 
-Counts different places (bytes of the console's memory, see pretrain_policy_atari.py), in two ways: in each of some
+Counts different places (bytes of the console's memory, see environments/ram.py), in two ways: in each of some
 whole games, as Never Give Up's reward sees them, whose memory is of one game; and in equal numbers of steps, by 8 games
 side by side, whatever ends meanwhile. The policy's actions are drawn, as they are when it helps another agent.
 """
@@ -35,7 +35,8 @@ from housekeeping.seeds import env_seeds
 @dataclass
 class Args:
     checkpoint: tuple[str, ...] = ()
-    """checkpoints of pretrain_policy_atari.py (or of another script), one per game; none: plot what the CSVs hold"""
+    """checkpoints of pretrain_policy_atari.py (or of other agents without a memory), one per game; none: plot what the
+    CSVs hold"""
     games: int = 24
     """whole games of each player"""
     max_frames_per_game: int = MAX_FRAMES_PER_GAME

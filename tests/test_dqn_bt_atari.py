@@ -546,6 +546,12 @@ def test_epsilon_goes_from_one_to_the_other_and_stays(tmp_path):
     assert logged.step == 1000 and logged.value == pytest.approx(0.6)
 
 
+def test_a_run_that_ends_before_it_learns_says_so(tmp_path, capsys):
+    for steps, says in ((300, True), (308, False)):
+        main(make_args(tmp_path / str(steps), total_timesteps=steps, learning_starts=300))
+        assert ("nothing is learnt: the run ends before step 300" in capsys.readouterr().out) is says
+
+
 def test_a_resumed_run_needs_room_for_one_more_buffer(tmp_path, monkeypatch):
     """The stored one is on the disk already: 7 KB for each of 140 steps, and as much for the new one, less what is
     there."""
@@ -565,7 +571,8 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
     for flags, says in (
-        ({"flights": True}, "--flights: give the policy as --pretrained-policy"),
+        ({"flights": True}, "need a policy: name it as --pretrained-policy"),
+        ({"flights": True, "run_dir": str(tmp_path / "new")}, "need a policy: name it as --pretrained-policy"),
         ({"pretrained_policy": policy}, "nothing uses it"),
         (
             {"pretrained_policy": policy, "flights": True, "env_id": "ALE/Pong-v5"},
