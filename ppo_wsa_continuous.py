@@ -7,7 +7,7 @@
     tensorboard --logdir runs
 
 Piccoli, Li, Carfì, Lomonaco, Bacciu (arXiv 2507.07197) name continuous control as the next test of their method; they
-did not make it. Nothing in it knows what it looks at, so it stays what it is in ppo_wsa_atari.py: frozen models,
+did not make it. The method does not depend on what the pictures show, so it is that of ppo_wsa_atari.py: frozen models,
 adapters, the shared weight network, the weighted sum, the heads, the loss. What differs is what differs between
 ppo_e2e_atari.py and ppo_e2e_continuous.py: the Gaussian policy, and rewards brought to one scale.
 

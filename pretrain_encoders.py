@@ -81,7 +81,7 @@ class Args:
     batch_size: int | None = None
     """batch size of each model, instead of the budget's"""
     validation_samples: int = 256
-    """held-out samples for a validation, of which there are at least 20 in a run"""
+    """held-out samples of each validation; a run has at least 20 validations, if it has as many steps"""
     seed: int = 1
     """seed of games, weights and batches"""
     runs_dir: str = "runs"
@@ -112,7 +112,8 @@ def check_args(args: Args) -> None:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
     at_least_one = ("num_frames", "steps", "batch_size", "num_envs", "validation_samples")
     some_share = ("expert_fraction", "validation_fraction")
-    check_ranges(args, at_least_one, not_negative=("seed", "torch_threads"), some_share=some_share)
+    shares, not_negative = ("repeat_action_probability",), ("seed", "torch_threads")
+    check_ranges(args, at_least_one, shares, not_negative, some_share)
     if args.validation_samples % 32 == 1:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
     if args.batch_size == 1:
@@ -264,6 +265,7 @@ def train(
             # those that were kept
             "expert_frames": sum(game["length"] for game in data.index["games"] if game["expert"]),
             "repeat_action_probability": data.index["repeat_action_probability"],
+            "action_repeat": data.index.get("action_repeat", 1),
         },
         "training": {
             "steps": step,
@@ -352,6 +354,8 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
             f"{model['name']:22}{model['validation_loss']:>14.3g}{model['validation_loss_untrained']:>12.3g}"
             f"{median:>14}{path.stat().st_size / 1024:>8,.0f}"
         )
+        if model["median_frame_error"] is not None and model["validation_loss"] >= model["median_frame_error"]:
+            print(f"{'':22}no better than one fixed picture, the median frame: it needs more steps or another start")
 
 
 if __name__ == "__main__":

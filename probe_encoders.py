@@ -17,8 +17,8 @@ The probe is a logistic regression (scikit-learn's) that has converged, on featu
 ones it ends where its optimiser is stopped, and the order of models may be another. Maps are pooled to at most 4,096
 numbers, and what is longer than 512 numbers is projected on its 512 principal components, so that each set of features
 has equal room and five models take minutes. How strongly the weights are held small is chosen on a fifth of the games,
-for each set of features; another fifth judges. Observations that occur in training and in held-out games (the starts of
-games) are not taken out, as the published code does.
+for each set of features; another fifth judges. The published code removes observations that occur both in training and
+in held-out games (the starts of games); here they stay.
 
 In environments that are no Atari games the simulator's own numbers (joint angles, places) take the place of the RAM,
 ridge regression that of the classifier, and R^2 on held-out episodes that of F1.

@@ -100,7 +100,7 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
     """Open a stored model, frozen: evaluation mode, no gradients, its weights the file's bit for bit (in float32).
 
     Args:
-        path: a file that `pretrain_encoders.py` wrote.
+        path: a file that `pretrain_encoders.py` wrote; it is called as the model is.
         game: if given, the model must be of this game, e.g. "Pong".
 
     Returns:
@@ -108,7 +108,7 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         (what the file says of itself) and `sha256` (of the file).
 
     Raises:
-        InputError: no such file, damaged, of another game, or its weights do not fit its network.
+        InputError: no such file, damaged, of another model or game, or its weights do not fit its network.
     """
     path = Path(path)
     payload = files.load(path, "encoder")
@@ -119,6 +119,8 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         )
     if payload.get("name") not in ENCODERS:
         raise InputError(f"{path}: a model named '{payload.get('name')}'; the known ones are {', '.join(ENCODERS)}.")
+    if payload["name"] != path.stem:
+        raise InputError(f"{path}: the model in this file is {payload['name']}, not {path.stem}.")
     if game is not None and payload.get("game") != game:
         raise InputError(f"{path}: this model is of {payload.get('game')}, not of {game}.")
     model = ENCODERS[payload["name"]]()

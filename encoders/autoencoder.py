@@ -2,6 +2,10 @@
 
 Piccoli et al. 2025 (arXiv 2507.07197) use its encoder as the context of Weight Sharing Attention. Sizes: 1-32 kernel 8
 stride 4, 32-64 kernel 3, 64-64 kernel 3; the decoder mirrors them.
+
+Deviation of the "cpu" budget: the decoder begins with the training frames' mean grey. Where frames are nearly white, as
+PushT's are, the first steps otherwise drive each pixel to white until the sigmoid has no gradient left, and there the
+loss stays.
 """
 
 import torch
@@ -33,6 +37,12 @@ def conv_decoder() -> nn.Sequential:
     )
 
 
+def start_at_mean(decoder: nn.Sequential, obs: torch.Tensor) -> None:
+    """Begin with the mean grey of the newest frames of obs uint8 (B, 4, 84, 84)."""
+    mean = (obs[:, -1].float() / 255.0).mean().clamp(0.01, 0.99)
+    nn.init.constant_(decoder[-2].bias, torch.logit(mean).item())
+
+
 class Autoencoder(nn.Module):
     """Frame stack uint8 (B, 4, 84, 84) -> map (B, 64, 16, 16), all numbers non-negative. Sees the newest frame only."""
 
@@ -48,7 +58,7 @@ class Autoencoder(nn.Module):
 
 
 class AutoencoderPretraining(nn.Module):
-    """Rebuild the newest frame: mean squared error on pixels in [0, 1]."""
+    """Rebuild the newest frame: mean squared error on pixels in [0, 1]. `for_cpu` is the "cpu" budget's start."""
 
     offsets = (0, 0)  # one observation a sample
     steps = {"cpu": 100_000, "paper": 100_000}  # in Breakout it shows paddle, ball and score from about 10,000 on
@@ -67,6 +77,9 @@ class AutoencoderPretraining(nn.Module):
 
     def learning_rate_factor(self, progress: float) -> float:
         return 1.0
+
+    def for_cpu(self, obs: torch.Tensor) -> None:
+        start_at_mean(self.decoder, obs)
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         return {"loss": F.mse_loss(self.decoder(self.encoder(obs)), obs[:, -1:].float() / 255.0)}

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from encoders.autoencoder import conv_decoder, conv_encoder
+from encoders.autoencoder import conv_decoder, conv_encoder, start_at_mean
 
 
 class FramePrediction(nn.Module):
@@ -25,7 +25,10 @@ class FramePrediction(nn.Module):
 
 
 class FramePredictionPretraining(nn.Module):
-    """Draw the frame that comes one step later: mean squared error on pixels in [0, 1]."""
+    """Draw the frame that comes one step later: mean squared error on pixels in [0, 1].
+
+    `for_cpu`: see autoencoder.py.
+    """
 
     offsets = (1, 1)
     steps = {"cpu": 5_000, "paper": 100_000}
@@ -44,6 +47,9 @@ class FramePredictionPretraining(nn.Module):
 
     def learning_rate_factor(self, progress: float) -> float:
         return 1.0
+
+    def for_cpu(self, obs: torch.Tensor) -> None:
+        start_at_mean(self.decoder, obs)
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         return {"loss": F.mse_loss(self.decoder(self.encoder(obs)), later_obs[:, -1:].float() / 255.0)}

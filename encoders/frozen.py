@@ -98,9 +98,6 @@ class FrozenModels(nn.Module):
         for name, spec in by_name.items():
             if name in stored:
                 self.models[name] = load_encoder(folder / f"{spec}.pt", game=game)
-                found = self.models[name].description["name"]
-                if found != spec:
-                    raise InputError(f"{folder / spec}.pt: the model in this file is a {found}, not a {spec}.")
                 self.sha256[name] = self.models[name].sha256
             else:
                 with torch.random.fork_rng():  # random weights of its own, so that nothing else's randomness moves
@@ -233,7 +230,8 @@ class KeptEmbeddings:
 
 @functools.cache
 def typical_frames(env_id: str) -> torch.Tensor:
-    """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: what centring takes means of."""
+    """uint8 (256, 4, 84, 84) from random play with a seed of its own, always the same: what centring takes means of.
+    (Actions are not repeated, whatever an agent's --action-repeat.)"""
     envs, draw = random_play(env_id, 8, np.random.default_rng(0))
     every = 5 if is_rendered(env_id) else 25  # drawing takes longer, and episodes are shorter
     obs, _ = envs.reset(seed=env_seeds(8, 0, 8))

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from encoders.autoencoder import conv_decoder, conv_encoder
+from encoders.autoencoder import conv_decoder, conv_encoder, start_at_mean
 
 HIDDEN = 20  # side of the black square
 
@@ -28,7 +28,10 @@ class ImageCompletion(nn.Module):
 
 
 class ImageCompletionPretraining(nn.Module):
-    """Rebuild the newest frame of which a 20x20 square is black: mean squared error on all pixels in [0, 1]."""
+    """Rebuild the newest frame of which a 20x20 square is black: mean squared error on all pixels in [0, 1].
+
+    `for_cpu`: see autoencoder.py.
+    """
 
     offsets = (0, 0)
     steps = {"cpu": 5_000, "paper": 100_000}
@@ -47,6 +50,9 @@ class ImageCompletionPretraining(nn.Module):
 
     def learning_rate_factor(self, progress: float) -> float:
         return 1.0
+
+    def for_cpu(self, obs: torch.Tensor) -> None:
+        start_at_mean(self.decoder, obs)
 
     def loss(self, obs: torch.Tensor, later_obs: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         return {"loss": F.mse_loss(self.decoder(self.encoder(hide_square(obs))), obs[:, -1:].float() / 255.0)}

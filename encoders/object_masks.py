@@ -6,8 +6,8 @@ along these, the newer frame must become the older one. The masks are the embedd
 As published, 5,000 steps teach it nothing: frames of one game are nearly equal, so that features hardly tell them
 apart, and a ball that moves further than its own size gives no gradient. Deviations of the "cpu" budget, which make
 masks mark what moves within 2,000 steps:
-- at the start the first layer sees the difference of the two frames, each layer's outputs have mean 0 and variance 1
-  over 256 training observations, masks are small (sigmoid of -2) and the camera rests;
+- at the start the first layer sees the difference of the two frames, each layer of the trunk has outputs of mean 0 and
+  variance 1 over 256 training observations, masks are small (sigmoid of -2) and the camera rests;
 - the error, in training only, is squared, on the frames as they are and under two Gaussians, so that something far
   away pulls, too; each is a share of the error of frames left as they are, so that a ball alone counts as much as all;
 - the learning rate is 5e-4.

@@ -8,11 +8,16 @@ import gymnasium as gym
 import numpy as np
 
 from environments import atari, rendered
+from housekeeping.flags import InputError
 
 
 def folder_name(env_id: str) -> str:
     """What the folders of a game or environment are called: "Pong", "Reacher"; raises InputError if it is not known."""
-    return rendered.folder_name(env_id) if rendered.is_rendered(env_id) else atari.game_name(env_id)
+    if rendered.is_rendered(env_id):
+        return rendered.folder_name(env_id)
+    if env_id in rendered.DRAWN:
+        raise InputError(f"--env-id {env_id}: a package is missing: {rendered.INSTALL}.")
+    return atari.game_name(env_id)
 
 
 def env_id_of(name: str) -> str:

@@ -342,7 +342,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         ({"version": 99}, "format version 99"),
         ({"name": "resnet"}, "'resnet'; the known ones are"),
         ({"output_shape": [1, 2, 3]}, r"its output shape is \(1, 2, 3\)"),
-        ({"name": "object_masks", "output_shape": [20, 84, 84]}, "do not fit"),
+        ({"name": "object_masks"}, "the model in this file is object_masks, not autoencoder"),
+        ({"state": {}}, "do not fit"),
         ({"kind": "checkpoint"}, "expected a file of the kind 'encoder'"),
     ]:
         files.save({**payload, **change}, path)
@@ -404,6 +405,34 @@ def test_the_masks_start_tells_frames_apart():
     first = pretraining.encoder.trunk[0]
     same = first(torch.rand(1, 1, 84, 84).expand(1, 2, 84, 84))
     torch.testing.assert_close(same, first.bias[None, :, None, None].expand_as(same), atol=1e-4, rtol=0)
+
+
+def test_the_autoencoder_learns_nearly_white_frames_by_its_start():
+    """A dark square on white, like PushT's block. As published every picture soon becomes white."""
+
+    def frames(count: int) -> torch.Tensor:
+        obs = torch.full((count, 4, 84, 84), 250, dtype=torch.uint8)
+        for one, (top, left) in zip(obs, torch.randint(0, 76, (count, 2)).tolist(), strict=True):
+            one[:, top : top + 8, left : left + 8] = 60
+        return obs
+
+    for start, learns in ((True, True), (False, False)):
+        torch.manual_seed(0)
+        pretraining = PRETRAININGS["autoencoder"]()
+        if start:
+            pretraining.for_cpu(frames(64))
+        optimizer = torch.optim.Adam(pretraining.parameters(), **pretraining.adam)
+        for _ in range(75):
+            obs = frames(8)
+            optimizer.zero_grad()
+            pretraining.loss(obs, obs, 0.0)["loss"].backward()
+            optimizer.step()
+        obs = frames(32)
+        with torch.no_grad():
+            drawn, loss = pretraining.picture(obs, obs)["reconstruction"], pretraining.loss(obs, obs, 1.0)["loss"]
+        of_median = 64 / 84**2 * ((250 - 60) / 255) ** 2
+        assert bool(loss < 0.7 * of_median and drawn.std(dim=0).mean() > 1e-2) is learns
+        assert bool(drawn.min() > 0.99) is not learns
 
 
 @torch.no_grad()
