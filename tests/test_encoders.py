@@ -431,8 +431,8 @@ def test_the_autoencoder_learns_nearly_white_frames_by_its_start():
         with torch.no_grad():
             drawn, loss = pretraining.picture(obs, obs)["reconstruction"], pretraining.loss(obs, obs, 1.0)["loss"]
         of_median = 64 / 84**2 * ((250 - 60) / 255) ** 2
-        assert bool(loss < 0.7 * of_median and drawn.std(dim=0).mean() > 1e-2) is learns
-        assert bool(drawn.min() > 0.99) is not learns
+        assert bool(loss < 0.7 * of_median) is learns
+        assert bool(drawn.std(dim=0).mean() < 1e-3) is not learns  # the same picture whatever is seen
 
 
 @torch.no_grad()
