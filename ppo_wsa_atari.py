@@ -84,7 +84,7 @@ class WSAFlags:
 
     @staticmethod
     def older_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-        """What older checkpoints meant that do not say: the published network, and embeddings as they are."""
+        """Flags that an older checkpoint lacks: it had the published network, and did not centre embeddings."""
         network = {"scorer": "published"} if saved.get("combiner") == "wsa" and not saved.get("scorer") else {}
         return network | ({} if "centre_embeddings" in saved else {"centre_embeddings": False})
 
@@ -368,7 +368,7 @@ def main(args: Args) -> Path | None:
     # Emulators' states are not in a checkpoint: a resumed run starts new games, other ones than at step 0
     first_obs, _ = envs.reset(seed=processes.share(env_seeds(args.num_envs, args.seed, 0, global_step)))
     next_obs, next_done = to_device(first_obs, device), torch.zeros(num_envs)
-    memory = agent.combiner.first_memory(num_envs)
+    memory = agent.combiner.initial_state(num_envs)
     next_seen, memory = agent.see(frozen, next_obs, memory, torch.ones(num_envs, dtype=torch.bool, device=device))
     # Row step * num_envs + env of b_seen belongs to that step of that environment
     b_seen = KeptEmbeddings(next_seen, num_envs * args.num_steps, minibatch_size)

@@ -158,7 +158,7 @@ def main(args: Args) -> Path:
     # Simulators' states are not in a checkpoint: a resumed run starts new episodes, other ones than at step 0
     first_obs, _ = envs.reset(seed=env_seeds(args.num_envs, args.seed, 0, global_step))
     next_obs, next_done = to_device(first_obs, device), torch.zeros(args.num_envs)
-    memory = agent.combiner.first_memory(args.num_envs)
+    memory = agent.combiner.initial_state(args.num_envs)
     next_seen, memory = agent.see(frozen, next_obs, memory, torch.ones(args.num_envs, dtype=torch.bool, device=device))
     # Row step * num_envs + env of b_seen belongs to that step of that environment
     b_seen = KeptEmbeddings(next_seen, batch_size, minibatch_size)

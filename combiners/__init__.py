@@ -6,7 +6,7 @@ h = combine(embeddings, context)                  # {name: (B, *shape)}, (B, *co
 h, w = combine.state_and_weights(embeddings, context)    # w (B, N) of those that weigh, else None
 combine.add_model(name, shape)                    # combiners that weigh; others are built for one set of models
 combine.remove_model(name)
-state = combine.first_memory(num_envs)            # the reservoir only, with
+state = combine.initial_state(num_envs)            # the reservoir only, with
 h, state = combine.step(embeddings, state, new_game)
 """
 

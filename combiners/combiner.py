@@ -20,7 +20,7 @@ class Combiner(nn.Module):
         """The state (B, out_dim) and, of combiners that weigh, the weights that made it (B, N)."""
         return self(embeddings, context), None
 
-    def first_memory(self, num_envs: int) -> torch.Tensor | None:
+    def initial_state(self, num_envs: int) -> torch.Tensor | None:
         """What a combiner that remembers takes to its first `step` in each environment; None for the others."""
         return None
 

@@ -54,7 +54,7 @@ class Reservoir(Concatenation):
         self.register_buffer("w_res", w_res * (reservoir_spectral_radius / torch.linalg.eigvals(w_res).abs().max()))
         self.requires_grad_(False)
 
-    def first_memory(self, num_envs: int) -> torch.Tensor:
+    def initial_state(self, num_envs: int) -> torch.Tensor:
         """The state with which each game starts: zeros (num_envs, units)."""
         return torch.zeros(num_envs, self.out_dim, device=self.w_in.device)
 
@@ -89,5 +89,5 @@ class Reservoir(Concatenation):
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor | None) -> torch.Tensor:
         """{name: (B, *shape)} -> (B, units): the step that begins a game, from zero. Later steps need `step`."""
         num = len(next(iter(embeddings.values())))
-        state = self.first_memory(num)
+        state = self.initial_state(num)
         return self.step(embeddings, state, torch.zeros(num, dtype=torch.bool, device=state.device))[0]

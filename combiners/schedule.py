@@ -40,7 +40,7 @@ def parse_schedule(schedule: tuple[str, ...], encoders: tuple[str, ...], combine
         spec, _, step = rest.rpartition(":")
         if kind not in ("add", "drop") or not spec or not step.isdecimal():
             raise InputError(f"--schedule {entry}: write add:<model>:<step> or drop:<model>:<step>.")
-        if kind == "add" and spec not in ENCODERS and ":" not in spec:
+        if kind == "add" and spec not in (*ENCODERS, "random") and ":" not in spec:
             raise InputError(f"--schedule {entry}: no such model; the known ones are {', '.join(ENCODERS)}.")
         changes.append(Change(kind, spec, int(step)))
     if changes and not issubclass(combiner, WeightedSum):

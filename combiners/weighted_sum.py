@@ -70,6 +70,10 @@ class WeightedSum(Combiner):
             w = self.scores(e, c).softmax(dim=1)
             return (w[:, :, None] * e).sum(dim=1), w
 
+    def attention(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
+        """The weights alone (B, N)."""
+        return self.state_and_weights(embeddings, context)[1]
+
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
         """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""
         return self.state_and_weights(embeddings, context)[0]

@@ -44,5 +44,8 @@ def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module
     if not isinstance(out, torch.Tensor) or out.dim() not in (2, 4) or len(out) != 2:
         found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(f"{spec}: must map uint8 (2, 4, 84, 84) to (2, n) or (2, C, H, W); it gave {found}.")
-    model.output_shape = tuple(out.shape[1:])
+    try:
+        model.output_shape = tuple(out.shape[1:])
+    except AttributeError as error:
+        raise InputError(f"{spec}: its output_shape cannot be set; call that property otherwise.") from error
     return model

@@ -12,9 +12,9 @@ from housekeeping.flags import InputError
 class Player(nn.Module):
     """Frozen models and trained agent together, to play: in evaluation, or as an expert.
 
-    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. A game's first
-    observation starts its row anew: its three older frames are empty, and they are not the newest three of the call
-    before (in a game that goes dark they are).
+    With the reservoir it remembers: row i of `obs` must then be the same environment in each call. Its memory of a row
+    begins anew at a game's first observation, whose three older frames are black where the newest three of the call
+    before were not. (If these were black, too, the screen has only gone dark, and the game goes on.)
     """
 
     def __init__(self, frozen: FrozenModels, agent: nn.Module):
@@ -40,7 +40,7 @@ class Player(nn.Module):
         """uint8 (B, 4, 84, 84) -> actions (B,) and the weights (B, N) of combiners that weigh."""
         x = torch.as_tensor(obs, device=next(self.agent.parameters()).device)
         if self.last_obs is None or len(self.last_obs) != len(x):
-            self.memory, self.last_obs = self.agent.combiner.first_memory(len(x)), torch.ones_like(x)
+            self.memory, self.last_obs = self.agent.combiner.initial_state(len(x)), torch.ones_like(x)
         new_game = (x[:, :-1] == 0).flatten(1).all(dim=1) & (self.last_obs[:, 1:] > 0).flatten(1).any(dim=1)
         self.last_obs = x.clone()
         seen, self.memory = self.agent.see(self.frozen, x, self.memory, new_game)

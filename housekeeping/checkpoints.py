@@ -62,18 +62,21 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
             f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on."
         )
     newest = path.with_name("checkpoint.pt")
-    if path != newest and newest.is_file():
-        try:
-            last_step = load_checkpoint(newest, script)["global_step"]
-        except InputError:  # if that one is damaged, this one is what there is
-            last_step = 0
-        if last_step > checkpoint["global_step"]:
-            raise InputError(
-                f"{path}: the run has gone on from here to step {last_step:,}, and {newest.name} would be "
-                "written over; resume that "
-                f"one, or copy this one (step {checkpoint['global_step']:,}) into a folder of its own."
-            )
+    if path != newest and (last_step := step_of(newest)) > checkpoint["global_step"]:
+        raise InputError(
+            f"{path}: the run has gone on from here to step {last_step:,}, and {newest.name} would be "
+            "written over; resume that "
+            f"one, or copy this one (step {checkpoint['global_step']:,}) into a folder of its own."
+        )
     return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at `path`; 0 where there is none, or a damaged one, which nothing can go on from."""
+    try:
+        return load(path, "checkpoint", mmap=True)["global_step"]
+    except InputError:
+        return 0
 
 
 def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:

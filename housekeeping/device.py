@@ -19,7 +19,7 @@ def require_cuda(args: Any) -> None:
     """Refuse --cuda True where there is no GPU; raises InputError."""
     if args.cuda is True and not torch.cuda.is_available():
         raise InputError(
-            "--cuda True was asked for, but PyTorch finds no CUDA device here; leave it out to run on the CPU."
+            "--cuda True was asked for, but PyTorch finds no CUDA device here; give --cuda False to run on the CPU."
         )
 
 

@@ -49,6 +49,8 @@ def load(path: Path, kind: str, device: torch.device | str = "cpu", mmap: bool =
         InputError: the file is not there, is damaged, or is not of the `kind` that was asked for.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; name a file in it.")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     try:

@@ -48,7 +48,7 @@ def parse(args_class: type[T], description: str | None, default: T | None = None
     """
     groups, listed = {}, set()
     for cls in (cls for cls in args_class.__mro__ if is_dataclass(cls)):
-        names = set(cls.__dict__.get("__annotations__", {})) - listed  # one that gives a parent's flag another default
+        names = set(inspect.get_annotations(cls)) - listed  # one that gives a parent's flag another default
         listed |= names
         if own := [f for f in fields(args_class) if f.name in names]:
             title = (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")

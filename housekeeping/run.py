@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -54,7 +55,7 @@ class RunFlags:
     runs_dir: str = "runs"
     """folder of the runs"""
     run_dir: str | None = None
-    """in place of both: the run's folder itself; if there is a run in it already, go on with that"""
+    """the run's folder itself, in place of --runs-dir and --exp-name; if a run is in it already, it goes on"""
     checkpoint_interval: int = 20_000
     """save checkpoint.pt about every so many steps, and at the end"""
     resume: str | None = None
@@ -140,6 +141,7 @@ class Run:
         self.script, self.name, self.lock = script, name, None
         self.rank, self.world_size, self.device = processes.join(args.cuda)  # 0 and 1 without torchrun
         if args.run_dir and Path(args.run_dir).is_dir() and self.rank == 0:
+            files.require_writable(Path(args.run_dir))
             self.lock = files.lock(Path(args.run_dir))  # what is at work there ends first
         processes.gather([])  # all processes read the same checkpoint
         path = _resumed_from(args)
@@ -183,6 +185,11 @@ class Run:
             else:
                 self.dir = files.new_folder(self.args.runs_dir, self._folder_name())
             self.lock = self.lock or files.lock(self.dir)
+            if (reached := checkpoints.step_of(self.dir / "checkpoint.pt")) > self.step:  # by who held the lock before
+                raise InputError(
+                    f"{self.dir}: another process has brought this run to step {reached:,} meanwhile; give the command "
+                    "again to go on from there."
+                )
             if self.args.track:
                 self._track()
             # what an earlier attempt logged after its last checkpoint goes
@@ -207,14 +214,17 @@ class Run:
         return f"{self.name}__{self.args.exp_name or self.script}__{self.args.seed}"
 
     def _track(self) -> None:
-        """Weights & Biases copies what the SummaryWriter writes from now on; a resumed run goes on under its name.
+        """Weights & Biases copies what the SummaryWriter writes from now on; a resumed run goes on in its record there.
 
         Its own files go to ./wandb (its WANDB_DIR and WANDB_MODE change that): in the run's folder it would
         copy itself.
         """
         import wandb
 
-        about = {"name": self.dir.name, "id": self.dir.name, "resume": "allow"}
+        name = self.dir / "wandb_id"
+        if not (self.checkpoint and name.is_file()):
+            name.write_text(uuid.uuid4().hex)
+        about = {"name": self.dir.name, "id": name.read_text(), "resume": "allow"}
         wandb.init(project="weight-sharing-attention", config=asdict(self.args), sync_tensorboard=True, **about)
 
     def _listen(self) -> None:

@@ -75,7 +75,7 @@ def test_weights_are_a_distribution_and_are_what_forward_uses():
     wsa = WeightSharingAttention(PAPER_SHAPES, CONTEXT_SHAPE, features_dim=16)
     embeddings, context = random_inputs(PAPER_SHAPES, batch=50)
     w = wsa.state_and_weights(embeddings, context)[1]
-    assert w.shape == (50, 4) and (w >= 0).all()
+    assert w.shape == (50, 4) and (w >= 0).all() and torch.equal(w, wsa.attention(embeddings, context))
     torch.testing.assert_close(w.sum(dim=1), torch.ones(50))
     e = torch.stack([wsa.adapters[name](embeddings[name]) for name in PAPER_SHAPES], dim=1)
     torch.testing.assert_close(wsa(embeddings, context), torch.einsum("bn,bnd->bd", w, e))

@@ -56,6 +56,8 @@ def test_load_says_what_is_wrong(tmp_path):
     path = tmp_path / "file.pt"
     with pytest.raises(InputError, match="no such file"):
         files.load(path, "encoder")
+    with pytest.raises(InputError, match="this is a folder; name a file in it"):
+        files.load(tmp_path, "encoder")
     files.save({"kind": "encoder", "numbers": torch.arange(1000)}, path)
     with pytest.raises(InputError, match="expected a file of the kind 'checkpoint', found 'encoder'"):
         files.load(path, "checkpoint")
@@ -269,6 +271,35 @@ def test_a_second_process_waits_for_the_first(tmp_path):
     held.close()
     assert other.stdout.readline().strip() == "mine"
     assert other.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_run_that_went_on_meanwhile_is_not_written_over(tmp_path, monkeypatch, resumes):
+    """While one process waited for the folder, the other one saved: the first has read an older checkpoint, or none."""
+    folder, lock = tmp_path / "mine", files.lock
+    if resumes:
+        ppo_e2e_atari.main(small_run(run_dir=str(folder)))
+
+    def lock_when_another_has_saved(path):
+        held = lock(path)
+        files.save({"kind": "checkpoint", "global_step": 96}, folder / "checkpoint.pt")
+        return held
+
+    monkeypatch.setattr(files, "lock", lock_when_another_has_saved)
+    where = {"resume": str(folder / "checkpoint.pt")} if resumes else {"run_dir": str(folder)}
+    with pytest.raises(InputError, match="another process has brought this run to step 96 meanwhile"):
+        ppo_e2e_atari.main(small_run(total_timesteps=128, **where))
+    assert files.load(folder / "checkpoint.pt", "checkpoint") == {"kind": "checkpoint", "global_step": 96}
+
+
+def test_a_run_dir_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(files, "open", refused, raising=False)
+    with pytest.raises(InputError, match=r"cannot write here \(Permission denied\)"):
+        ppo_e2e_atari.main(small_run(run_dir=str(tmp_path)))
 
 
 def test_tracking_needs_its_package(monkeypatch, tmp_path):

@@ -261,7 +261,7 @@ def test_reservoir_equals_a_numpy_recurrence():
     """Five steps of three environments; in the second one a game ends before the third step."""
     combine = COMBINERS["reservoir"](PAPER_SHAPES, CONTEXT_SHAPE, reservoir_units=50, reservoir_input_scale=0.01)
     p = parameters_of(combine)
-    state, expected = combine.first_memory(3), np.zeros((3, 50))
+    state, expected = combine.initial_state(3), np.zeros((3, 50))
     for step in range(5):
         embeddings, context = random_inputs(PAPER_SHAPES)
         new_game = torch.tensor([False, step == 2, False])
@@ -618,6 +618,13 @@ class Unscaled(nn.Conv2d):
         super().__init__(4, 8, 3)  # and the pixels are integers
 
 
+class Unsettable(Wrong):
+    output_shape = property(lambda self: (4,))
+
+    def forward(self, x):
+        return x[:, :, 0, 0].float()
+
+
 def not_a_module():
     return 3
 
@@ -644,6 +651,7 @@ def not_a_module():
         ({"encoders": ("test_ppo_wsa_atari:Wrong", "other:Wrong")}, "none twice"),
         ({"encoders": ("test_ppo_wsa_atari:autoencoder",)}, "are both called autoencoder"),
         ({"encoders": ("test_ppo_wsa_atari:Wrong",)}, r"test_ppo_wsa_atari:Wrong: must map .* it gave \(2, 4, 7056\)"),
+        ({"encoders": ("test_ppo_wsa_atari:Unsettable",)}, "its output_shape cannot be set"),
         ({"context_encoder": "resnet"}, "resnet: no such model"),
     ],
 )
