@@ -92,7 +92,7 @@ class Args:
     film_start: int = 0
     """agent step at which the film begins"""
     film_steps: int = 450
-    """agent steps in the film: 15 are a second of play (0: no film)"""
+    """agent steps in the film: 15 are a second of an Atari game (0: no film)"""
 
     pretrained_dir: str | None = None
     """where the stored models are (none given: where they were in training)"""
@@ -160,8 +160,9 @@ class Evaluated:
 def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
     """Open every checkpoint, without the models of --drop-encoders; raises InputError."""
     opened = []
+    without = f" without {' '.join(args.drop_encoders)}" if args.drop_encoders else ""
     labels = args.labels or tuple(
-        "/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") for path in args.checkpoint
+        "/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") + without for path in args.checkpoint
     )
     if len(set(labels)) < len(labels):
         labels = args.checkpoint  # two folders of one name: only whole paths tell them apart
@@ -217,9 +218,10 @@ def summarise(games: list[tuple[int, int, bool]]) -> dict:
     """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit
     cut off.
 
-    `distinct` is how many games differ in score, or in length by more agent steps than the no-ops at the start explain
-    (at most 29 frames, so 7 steps): in a game without chance a greedy agent plays the same few games again and again,
-    and an interval over copies is too narrow. (Different games that happen to be as long as each other count as one.)
+    `distinct` is how many different games there are: two count as different if their scores differ, or their lengths by
+    more than 7 steps. Less can come from the random no-ops at the start (at most 29 frames). In a game without chance a
+    greedy agent plays the same few games again and again, and an interval over copies is too narrow. (Different games
+    that happen to be as long as each other count as one.)
     """
     distinct, last = 0, (None, 0)
     for score, length in sorted({(score, length) for score, length, _ in games}):
@@ -493,7 +495,8 @@ def main(args: Args) -> Path | None:
         return output
     rows = suite(agents, args, output) if args.suite else score(agents, args, output)
     print(table(rows))
-    if any(row["distinct"] is not None and row["distinct"] < row["games"] / 2 for row in rows):
+    without_chance = [row for row in rows if not (args.sample or row["repeat_action_probability"])]
+    if any(row["distinct"] is not None and row["distinct"] < row["games"] / 2 for row in without_chance):
         print(
             "note: fewer than half of some row's games are distinct (only starts differ); its interval takes "
             "copies for new games."

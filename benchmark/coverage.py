@@ -224,6 +224,7 @@ def main(args: Args) -> None:
             "--games and --sets must be at least 2, --every at least 8, and --steps at least as many as --every."
         )
     if args.checkpoint:
+        files.require_writable(games_path.parent)
         measured = [measure(Path(path), args) for path in args.checkpoint]
         for path, part in ((games_path, 0), (steps_path, 1)):
             replace_games(path, [row for both in measured for row in both[part]])

@@ -6,9 +6,9 @@
 For each game: learning curves against steps and against time, evaluations while training included, and a table of final
 scores. A score is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at
 each game, of the tenth before it), and that of its evaluation games where the experiment asks for them. Each run's
-score is shown, and over 5 runs and more the interval at 95% of rliable's bootstrap (percentiles; of fewer it is little
-more than their range) of their mean, or, called IQM, of their interquartile mean where there are at least 8 (Agarwal et
-al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
+score is shown. From 5 runs on there is a 95% interval of their mean (rliable's percentile bootstrap; of fewer it would
+be little more than their range). From 8 on, mean and interval are the interquartile mean's, called IQM (Agarwal et al.
+2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
 
 Where an experiment says at which steps (scores_at), a second table has each seed's mean score of the games that ended
 in the 30,000 steps before. Another has what else the runs logged (the models' weights, the share of flights): the mean

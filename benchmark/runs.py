@@ -166,8 +166,9 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
     for arm in content.get("arms", []):
         settings = common | arm
         unknown |= set(arm) - set(DEFAULTS) - OF_ARMS
-        if not isinstance(arm.get("after", []), list):
-            raise InputError(f"{path}: after must be a list of names of arms.")
+        for key in ("games", "seeds", "after"):
+            if not isinstance(settings.get(key, []), list):
+                raise InputError(f"{path}: {key} must be a list, in square brackets.")
         if "name" not in arm or len({"command", "steps", "of"} & set(arm)) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
         if "steps" in arm and FOR_TRAINING & set(arm):
@@ -341,7 +342,8 @@ def store_results(run: Run, runs_dir: Path, results_dir: Path) -> None:
             {"step": step, "seconds": f"{seconds:.0f}", "raw_score": f"{score:g}"}
             for step, seconds, score in games_of(folder)
         ]
-        files.write_csv(result / "curve.csv", games)
+        if games:
+            files.write_csv(result / "curve.csv", games)
         if rows := logged_of(folder):
             files.write_csv(result / "logged.csv", rows, ".4g")
         if run.evaluate is not None:

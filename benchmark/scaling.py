@@ -113,6 +113,7 @@ def main(args: Args) -> None:
         raise InputError(
             f"--modes {' '.join(sorted(unknown))}: no such mode; the known ones are {', '.join(COMBINERS)}."
         )
+    files.require_writable(Path(args.output).parent)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     rows = []

@@ -433,6 +433,13 @@ def main(args: Args) -> None:
     game_name(args.env_id)
     check_ranges(args, ("num_envs", "num_steps", "rounds"), not_negative=("torch_threads",))
     devices.require_cuda(args)
+    files.require_writable(Path(args.output).parent)
+    try:
+        chosen = cases(args)
+    except re.error as error:
+        raise InputError(f"--cases: this is no regular expression ({error}).") from error
+    if not chosen:
+        raise InputError(f"--cases {' '.join(args.cases)}: no case is called so.")
     # says which models are missing
     ppo_wsa_atari.open_models(ppo_wsa_atari.Args(env_id=args.env_id, pretrained_dir=args.pretrained_dir))
     started = {script: [start_up(script, args) for _ in range(3)] for script in ("ppo_e2e_atari", "ppo_wsa_atari")}
@@ -445,7 +452,7 @@ def main(args: Args) -> None:
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
-    running, rows = [start(case, args) for case in cases(args)], []
+    running, rows = [start(case, args) for case in chosen], []
     for number in range(args.rounds):
         for one in running:
             one.connection.send(True)

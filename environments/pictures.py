@@ -117,7 +117,8 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
 
 
 def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
-    """A GIF in the speed of play: the screen and, for agents that weigh, a bar for each model's weight."""
+    """A GIF in about the speed of play (a GIF counts in hundredths of a second): the screen and, for agents that weigh,
+    a bar for each model's weight."""
     figure, axes = plt.subplots(
         1, 2 if names else 1, figsize=(6.4 if names else 3.4, 3.9), layout="constrained", squeeze=False
     )

@@ -18,7 +18,16 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
-from benchmark.runs import EXPERIMENTS, RESULTS, ROOT, games_of, logged_of, read_experiment, require_all_steps
+from benchmark.runs import (
+    EXPERIMENTS,
+    RESULTS,
+    ROOT,
+    games_of,
+    logged_of,
+    read_experiment,
+    require_all_steps,
+    store_results,
+)
 from housekeeping import files
 from housekeeping.flags import InputError, parse
 
@@ -214,6 +223,8 @@ def test_games_seeds_and_placeholders(tmp_path):
             "for training scripts, not for steps",
         ),
         ("[[arms]]\nname = 'a'\nsteps = ['export_agent.py']\nafter = ['other/b']", "other.toml: there is no such file"),
+        ("seeds = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "seeds must be a list, in square brackets"),
+        ("[[arms]]\nname = 'a'\ngames = 'Pong'\ncommand = 'ppo_e2e_atari.py'", "games must be a list"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path, text, says):
@@ -286,6 +297,25 @@ def test_scores_are_those_of_the_raw_files(name):
 
 
 @needs_report
+def test_a_run_without_a_finished_game_has_no_row(tmp_path):
+    """It ends before its first game does; what else there is makes its table."""
+    (tmp_path / "experiments").mkdir()
+    path, flags = tmp_path / "experiments" / "two.toml", "ppo_e2e_atari.py --total-timesteps 128"
+    path.write_text(f"[[arms]]\nname = 'a'\ncommand = '{flags}'\n[[arms]]\nname = 'b'\ncommand = '{flags}'\n")
+    for run, games in zip(read_experiment(path)[1], ((), (100, 128)), strict=True):
+        folder = tmp_path / "runs" / "two" / run.name
+        with SummaryWriter(str(folder)) as writer:
+            writer.add_scalar("charts/SPS", 1.0, 128)
+            for step in games:
+                writer.add_scalar("charts/episodic_return", -21.0, step)
+        for name, text in (("done.json", '{"machine": {}}'), ("begun.json", "{}"), ("log.txt", "")):
+            (folder / name).write_text(text)
+        store_results(run, tmp_path / "runs", tmp_path / "results")
+    found = report.tables(read_experiment(path)[1], tmp_path / "results")["table"]
+    assert list(found.arm) == ["b"] and list(found["last tenth of training"]) == ["-21.0"]
+
+
+@needs_report
 def test_what_else_a_run_has_logged(tmp_path):
     """Means over equal stretches; in the report over the last tenth of the run. A model that has gone has no weight."""
     with SummaryWriter(str(tmp_path / "events")) as writer:
@@ -307,7 +337,7 @@ def test_what_else_a_run_has_logged(tmp_path):
 @needs_report
 def test_suites_make_tables():
     """A row per variation, agents beside each other; over seeds, means by hand, and a dash where nothing is defined."""
-    (run,) = read_experiment(EXPERIMENTS / "changed_games_small.toml")[1]
+    run = read_experiment(EXPERIMENTS / "changed_games_small.toml")[1][0]
     rows = report.tables([run], RESULTS)["suite"].to_dict("records")
     assert [row["variation"] for row in rows][:2] == ["unchanged", "down_drift"] and len(rows) == 10
     unchanged = {"Pong/e2e": "17.2", "Pong/e2e: 95%": "13.3 to 21.1", "Pong/e2e: relative": "1.00"}

@@ -2,12 +2,15 @@
 
 import csv
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from docs.models import draw, likeness, on_what_moves
 
@@ -133,6 +136,28 @@ def test_the_lottery_of_the_dead_relu():
                 f"{float(row['dead_scores']):.2f}".replace("0.", ".").replace("1.00", "1.0") for row in rows
             )
             assert f"| {name}, {dim}, {game} | {cells} |" in page
+
+
+def test_a_class_pools_its_runs(tmp_path):
+    """Each run counts, also two of one seed; the CSV has the steps that a run has reached."""
+
+    def pool(*folders: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "docs.lessons.pool", *folders, "--csv", str(tmp_path / "pooled.csv")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    for name, score in (("alice/Pong__my__arm__1__10", -10.0), ("bob/Pong__my__arm__1__20", -20.0)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step in (30_000, 45_000, 70_000):
+                writer.add_scalar("charts/episodic_return", score + step / 10_000, step)
+            writer.add_scalar("charts/SPS", 1.0, 75_008)
+    said = pool(str(tmp_path / "alice"), str(tmp_path / "bob"))
+    assert "Pong my__arm" in said and "2 runs, mean   -9.2: -14.2 -4.2" in said  # at 45,000 and 70,000
+    assert "seed 1 stands there 2 times" in said
+    rows = (tmp_path / "pooled.csv").read_text().splitlines()
+    assert rows[1:] == ["Pong,my__arm,1,50000,2,-6.25", "Pong,my__arm,1,50000,2,-16.25"]  # at 30,000 and 45,000
+    assert "error: no runs with finished games in" in pool(str(tmp_path / "alice" / "Pong__my__arm__1__10"), code=1)
 
 
 def test_what_the_models_see_is_drawn(tmp_path):

@@ -275,6 +275,8 @@ def test_fewer_models(agents, tmp_path):
     """What an agent does without one of two models is what the other one alone gives: its weight is 1."""
     quick = {"episodes": 1, "max_frames_per_game": 200}
     main(Args(checkpoint=(agents["wsa"],), drop_encoders=("state_representation",), output_dir=str(tmp_path), **quick))
+    (row,) = files.read_csv(tmp_path / "results.csv")
+    assert row["agent"].endswith(" without state_representation")
     seeing = checkpoints.load_agent(Path(agents["wsa"]))
     adapter = seeing.agent.combiner.adapters["autoencoder"]
     seeing.drop("state_representation")

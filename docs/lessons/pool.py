@@ -1,18 +1,20 @@
-"""Pool a class's runs: each run's mean raw score of its last 30,000 steps, by --exp-name.
+"""Pool a class's runs: each run's mean raw score of its last 30,000 steps, by game and --exp-name.
 
     python -m docs.lessons.pool runs              # any number of folders that hold runs
     python -m docs.lessons.pool alice bob carol --csv pooled.csv
 
-The CSV has the mean at each 50,000 steps.
+The CSV has the mean of the 30,000 steps before each 50,000 that a run has reached.
 """
 
 import argparse
-import csv
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from housekeeping import files
 
 LAST = 30_000  # steps that count
 
@@ -21,35 +23,31 @@ parser.add_argument("folders", nargs="+", type=Path)
 parser.add_argument("--csv", type=Path)
 args = parser.parse_args()
 
-scores: dict[str, dict[int, float]] = defaultdict(dict)
+pooled: dict[str, list[tuple[int, float]]] = defaultdict(list)  # by game and name, each run's seed and score
 rows = []
-for folder in args.folders:
-    for run in sorted(path for path in folder.glob("*__*__*__*") if path.is_dir()):
-        game, name, seed, _ = run.name.split("__")
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        if "charts/episodic_return" not in events.Tags()["scalars"]:
-            continue
-        games = events.Scalars("charts/episodic_return")
-        last = max(one.step for one in games)
-        for until in range(50_000, last + LAST, 50_000):
-            found = [one.value for one in games if until - LAST < one.step <= until]
-            if found:
-                rows.append(
-                    {
-                        "game": game,
-                        "name": name,
-                        "seed": seed,
-                        "until_step": until,
-                        "games": len(found),
-                        "score": f"{np.mean(found):.2f}",
-                    }
-                )
-        scores[f"{game} {name}"][int(seed)] = np.mean([one.value for one in games if one.step > last - LAST])
-for name, found in scores.items():
-    each = " ".join(f"{score:.1f}" for _, score in sorted(found.items()))
-    print(f"{name:28} {len(found)} seeds, mean {np.mean(list(found.values())):6.1f}: {each}")
+for run in sorted(run for folder in args.folders for run in folder.glob("*__*__*__*") if run.is_dir()):
+    game, *name, seed, _ = run.name.split("__")
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    if "charts/episodic_return" not in events.Tags()["scalars"]:
+        continue
+    games, end = events.Scalars("charts/episodic_return"), events.Scalars("charts/SPS")[-1].step
+
+    def before(step: int, games=games) -> list[float]:
+        """Scores of the games that ended in the last steps before this one."""
+        return [one.value for one in games if step - LAST < one.step <= step]
+
+    about = {"game": game, "name": "__".join(name), "seed": seed}
+    for step in range(50_000, end + 1, 50_000):
+        if scores := before(step):
+            rows.append(about | {"until_step": step, "games": len(scores), "score": f"{np.mean(scores):.2f}"})
+    pooled[f"{game} {about['name']}"].append((int(seed), np.mean(before(games[-1].step))))
+if not pooled:
+    sys.exit(f"error: no runs with finished games in {', '.join(map(str, args.folders))}; name folders that hold runs.")
+for name, found in pooled.items():
+    each = " ".join(f"{score:.1f}" for _, score in sorted(found))
+    print(f"{name:28} {len(found)} runs, mean {np.mean([score for _, score in found]):6.1f}: {each}")
+    for seed, times in Counter(seed for seed, _ in found).items():
+        if times > 1:
+            print(f"note: seed {seed} stands there {times} times; runs of one seed and one command are copies")
 if args.csv:
-    with open(args.csv, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(args.csv, rows)
