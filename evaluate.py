@@ -443,15 +443,13 @@ def weights_table(summary: dict) -> str:
     for name, model in summary["models"].items():
         quarters = "  ".join(f"{value:.3f}" for value in model["mean_by_quarter_of_the_game"] if value is not None)
         lines.append(f"{name:<{width}}  {model['mean']:>11.3f}  {model['std']:.3f}  {quarters}")
-    lines.append(f"entropy {summary['entropy_nats']:.3f} nats of at most {summary['largest_entropy_nats']:.3f}")
+    lines.append(
+        f"entropy {summary['entropy_nats']:.3f} of at most {summary['largest_entropy_nats']:.3f} (equal weights)"
+    )
     if summary["movement"] is None:
         lines.append("the weights are flat: always 1/N")
     else:
-        lines.append(
-            f"movement {summary['movement']:.3f} (variance over time {summary['variance_over_time']:.2e} / "
-            f"squared distance from 1/N {summary['squared_distance_from_even']:.2e}; 0: they never move, 1: "
-            "around an even mixture)"
-        )
+        lines.append(f"movement {summary['movement']:.3f} (0: the weights never move, 1: they move around equal ones)")
     return "\n".join(lines)
 
 
@@ -485,7 +483,8 @@ def main(args: Args) -> Path | None:
             raise InputError(f"--output-dir {output}: there is something in it already; name a new folder.")
         files.require_writable(output)
     else:
-        output = files.new_folder("evaluations", f"{folder_name(agents[0].env_id)}__{what}")
+        games = "_".join(dict.fromkeys(folder_name(agent.env_id) for agent in agents))
+        output = files.new_folder("evaluations", f"{games}__{what}")
 
     if args.attention:
         for number, agent in enumerate(agents, 1):
@@ -501,7 +500,7 @@ def main(args: Args) -> Path | None:
             "note: fewer than half of some row's games are distinct (only starts differ); its interval takes "
             "copies for new games."
         )
-    print(f"{'drawn' if args.sample else 'greedy'} actions, seed {args.seed}; stored in {output}")
+    print(f"{'drawn' if args.sample else 'greedy'} actions, seed {args.seed}; 95%: Student's t; stored in {output}")
     return output
 
 

@@ -3,12 +3,13 @@
     python -m benchmark.report benchmark/experiments/modes_small.toml      # this experiment's
     python -m benchmark.report                            # all experiments', and the tables in the README and the pages
 
-For each game: learning curves against steps and against time, evaluations while training included, and a table of final
-scores. A score is the mean raw score of the training games that end in the last tenth of a run's steps (the curve: at
-each game, of the tenth before it), and that of its evaluation games where the experiment asks for them. Each run's
-score is shown. From 5 runs on there is a 95% interval of their mean (rliable's percentile bootstrap; of fewer it would
-be little more than their range). From 8 on, mean and interval are the interquartile mean's, called IQM (Agarwal et al.
-2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained in evaluate.py.
+For each game: learning curves against steps and against time, and a table of final scores. Time has evaluations while
+training in it; halts are left out. A score is the mean raw score of the training games that end in the last tenth of a
+run's steps (the curve: at each game, of the tenth before it), and that of its evaluation games where the experiment
+asks for them. Each run's score is shown. From 5 runs on there is a 95% interval of their mean (rliable's percentile
+bootstrap; of fewer it would be little more than their range). From 8 on, mean and interval are the interquartile
+mean's, called IQM (Agarwal et al. 2021, arXiv 2108.13264). What is said of evaluation games (all seeds') is explained
+in evaluate.py.
 
 Where an experiment says at which steps (scores_at), a second table has each seed's mean score of the games that ended
 in the 30,000 steps before. Another has what else the runs logged (the models' weights, the share of flights): the mean
@@ -96,6 +97,15 @@ def running_mean(steps: np.ndarray, scores: np.ndarray, window: float) -> np.nda
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
+def without_halts(steps: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Seconds of a run at each game (games,), as if it had not been halted while other work was done: where more than a
+    minute passed between two games, and five times what the run takes for as many steps, that takes its place.
+    """
+    usual = seconds[-1] / steps[-1] * np.diff(steps, prepend=0)
+    passed = np.diff(seconds, prepend=0)
+    return np.where((passed > 60) & (passed > 5 * usual), usual, passed).cumsum()
+
+
 # What training runs have left
 
 
@@ -108,6 +118,8 @@ def read_games(runs: list[Run], results_dir: Path) -> pd.DataFrame:
             games = pd.read_csv(path)
             if len(games):
                 curve = running_mean(games.step.to_numpy(), games.raw_score.to_numpy(), END * games.step.max())
+                if "--eval-interval" not in run.commands[0]:  # an evaluation would look like a halt
+                    games["seconds"] = without_halts(games.step.to_numpy(), games.seconds.to_numpy())
                 found.append(games.assign(game=run.game, arm=run.arm, seed=run.seed, curve=curve, run=run))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -306,9 +318,7 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
                 axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(
-        axes, ("million agent steps", "minutes (mean of seeds), with evaluations while training"), strict=True
-    ):
+    for axis, label in zip(axes, ("million agent steps", "minutes (mean of seeds), without halts"), strict=True):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"raw score, mean {said}")

@@ -402,6 +402,15 @@ def test_the_running_mean_is_over_steps():
 
 
 @needs_report
+def test_halts_are_left_out_of_the_time():
+    """100 steps take 10 seconds; there is a halt before two games that end together; later, 200 steps take 90."""
+    steps, seconds = np.array([100, 200, 300, 300, 500, 700]), np.array([10, 20, 430, 430, 450, 540])
+    usual = 540 / 700
+    by_hand = np.cumsum([10, 10, 100 * usual, 0, 20, 90])  # 90 seconds are less than five times what 200 steps take
+    np.testing.assert_allclose(report.without_halts(steps, seconds), by_hand)
+
+
+@needs_report
 def test_tables_of_other_scripts_by_hand():
     """The end of a learning curve and of its weights, a ratio of Adam's steps, and the quarters of an agent's
     weights."""

@@ -63,11 +63,15 @@ def test_ones_own_way_to_combine():
 
 
 def so_far(rows: list[dict[str, str]], steps: int) -> tuple[float, float]:
-    """Minutes for so many steps at the speed until the last training game that ended by then, and the mean score of
-    those in the last 30,000 steps."""
+    """Minutes for so many steps at the speed until the last training game that ended by then, without halts of the
+    run, and the mean score of those in the last 30,000 steps."""
     games = [(int(row["step"]), float(row["seconds"]), float(row["raw_score"])) for row in rows]
+    pace, seconds = games[-1][1] / games[-1][0], 0.0
     games = [game for game in games if game[0] <= steps]
-    minutes = games[-1][1] / 60 * steps / games[-1][0]
+    for (before, begun, _), (after, ended, _) in zip([(0, 0.0, 0.0), *games], games, strict=False):
+        halted = ended - begun > max(60, 5 * pace * (after - before))
+        seconds += pace * (after - before) if halted else ended - begun
+    minutes = seconds / 60 * steps / games[-1][0]
     return minutes, np.mean([score for at, _, score in games if at > steps - 30_000])
 
 

@@ -1,7 +1,7 @@
 """Pool a class's runs: each run's mean raw score of its last 30,000 steps, by game and --exp-name.
 
-    python -m docs.lessons.pool runs              # any number of folders that hold runs
-    python -m docs.lessons.pool alice bob carol --csv pooled.csv
+    python -m docs.lessons.pool                   # those in runs/
+    python -m docs.lessons.pool alice bob carol --csv pooled.csv          # any number of folders that hold runs
 
 The CSV has the mean of the 30,000 steps before each 50,000 that a run has reached.
 """
@@ -19,16 +19,17 @@ from housekeeping import files
 LAST = 30_000  # steps that count
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("folders", nargs="+", type=Path)
+parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")])
 parser.add_argument("--csv", type=Path)
 args = parser.parse_args()
 
 pooled: dict[str, list[tuple[int, float]]] = defaultdict(list)  # by game and name, each run's seed and score
-rows = []
+rows, unfinished = [], 0
 for run in sorted(run for folder in args.folders for run in folder.glob("*__*__*__*") if run.is_dir()):
     game, *name, seed, _ = run.name.split("__")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     if "charts/episodic_return" not in events.Tags()["scalars"]:
+        unfinished += 1
         continue
     games, end = events.Scalars("charts/episodic_return"), events.Scalars("charts/SPS")[-1].step
 
@@ -48,6 +49,12 @@ for name, found in pooled.items():
     print(f"{name:28} {len(found)} runs, mean {np.mean([score for _, score in found]):6.1f}: {each}")
     for seed, times in Counter(seed for seed, _ in found).items():
         if times > 1:
-            print(f"note: seed {seed} stands there {times} times; runs of one seed and one command are copies")
-if args.csv:
+            print(
+                print(f"note: seed {seed} stands there {times} times: copies, or commands without an --exp-name each")
+            )
+if unfinished:
+    print(f"runs without a finished game, left out: {unfinished}")
+if args.csv and not rows:
+    print(f"{args.csv} is not written: no run has reached 50,000 steps")
+elif args.csv:
     files.write_csv(args.csv, rows)
