@@ -21,10 +21,10 @@ the games. Of an agent's weights over a game (--attention): a row per model. Whe
 another table has their means.
 
 In `benchmark/results/<experiment>/` it writes `table.md` and `.csv`, `scores_at.csv`, `logged.csv`, `suite.csv`,
-`suite_over_seeds.csv`, `attention.csv` and `curves_<Game>.png`; without arguments also the tables in README.md,
-benchmark/README.md and docs/*.md: everything between `<!-- report: <name> -->` and `<!-- end -->`, where the name is an
-experiment's or one of those in `marked_table`: what the other scripts in benchmark/, probe_encoders.py and evaluate.py
-have stored.
+`suite_over_seeds.csv` (of several games `suite_<Game>.csv`), `attention.csv` and `curves_<Game>.png`; without arguments
+also the tables in README.md, benchmark/README.md and docs/*.md: everything between `<!-- report: <name> -->` and `<!--
+end -->`, where the name is an experiment's or one of those in `marked_table`: what the other scripts in benchmark/,
+probe_encoders.py and evaluate.py have stored.
 """
 
 import functools
@@ -298,7 +298,10 @@ def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
     found["logged"] = logged_table(runs, results_dir)
     suites = [pd.read_csv(path).assign(seed=seed) for seed, path in files_of_chains(runs, results_dir, "results.csv")]
     if suites:
-        found |= {"suite_over_seeds": suite_over_seeds(pd.concat(suites)), "suite": suite_table(pd.concat(suites))}
+        by_game = dict(list(pd.concat(suites).groupby("game", sort=False)))
+        for game, mine in by_game.items():
+            which = f"_{game}" if len(by_game) > 1 else ""
+            found |= {f"suite_over_seeds{which}": suite_over_seeds(mine), f"suite{which}": suite_table(mine)}
     found["attention"] = attention_table(files_of_chains(runs, results_dir, "summary.json"))
     return {name: table for name, table in found.items() if len(table)}
 

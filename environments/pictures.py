@@ -59,7 +59,8 @@ def plot_suite(rows: list[dict], labels: list[str], variations: tuple[str, ...],
     axis.set_title(
         f"{rows[0]['game']} and its variations, {rows[0]['games']} games each, 95% intervals over games", fontsize=11
     )
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(variations)), ncols=1, frameon=False)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    axis.margins(y=0.01)
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
