@@ -221,10 +221,10 @@ class Run:
         """
         import wandb
 
-        name = self.dir / "wandb_id"
-        if not (self.checkpoint and name.is_file()):
-            name.write_text(uuid.uuid4().hex)
-        about = {"name": self.dir.name, "id": name.read_text(), "resume": "allow"}
+        kept = self.dir / "wandb_id"
+        if not (self.checkpoint and kept.is_file()):
+            kept.write_text(uuid.uuid4().hex)
+        about = {"name": self.dir.name, "id": kept.read_text(), "resume": "allow"}
         wandb.init(project="weight-sharing-attention", config=asdict(self.args), sync_tensorboard=True, **about)
 
     def _listen(self) -> None:

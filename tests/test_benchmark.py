@@ -268,7 +268,9 @@ def test_intervals():
 
 
 @needs_report
-@pytest.mark.parametrize("name", ["modes_small", "transfer_small", "scorer_small", "claims_light_small"])
+@pytest.mark.parametrize(
+    "name", ["modes_small", "transfer_small", "scorer_small", "claims_light_small", "one_model_small"]
+)
 def test_scores_are_those_of_the_raw_files(name):
     """Every score of the table, with the csv module and NumPy only."""
     _, runs = read_experiment(EXPERIMENTS / f"{name}.toml")
@@ -288,6 +290,7 @@ def test_scores_are_those_of_the_raw_files(name):
                 column.append(f"{scores[(steps > step - 30_000) & (steps <= step)].mean():.1f}")
             if (folder / "evaluation.json").is_file():
                 evaluated.append(json.loads((folder / "evaluation.json").read_text())["results"][0]["mean"])
+        assert row["seeds"] == str(len(ends))  # what is run is shown
         assert row["last tenth of training"] == f"{np.mean(ends):.1f}"
         assert row["last tenth of training: each seed"] == " ".join(f"{end:.1f}" for end in ends)
         assert row["evaluation"] == (f"{np.mean(evaluated):.1f}" if evaluated else "")
@@ -299,11 +302,10 @@ def test_scores_are_those_of_the_raw_files(name):
 @needs_report
 def test_a_run_without_a_finished_game_has_no_row(tmp_path):
     """It ends before its first game does; what else there is makes its table."""
-    (tmp_path / "experiments").mkdir()
-    path, flags = tmp_path / "experiments" / "two.toml", "ppo_e2e_atari.py --total-timesteps 128"
-    path.write_text(f"[[arms]]\nname = 'a'\ncommand = '{flags}'\n[[arms]]\nname = 'b'\ncommand = '{flags}'\n")
+    flags = "ppo_e2e_atari.py --total-timesteps 128"
+    path = tiny(tmp_path, "".join(f"[[arms]]\nname = '{name}'\ncommand = '{flags}'\n" for name in "ab"))
     for run, games in zip(read_experiment(path)[1], ((), (100, 128)), strict=True):
-        folder = tmp_path / "runs" / "two" / run.name
+        folder = tmp_path / "runs" / "tiny" / run.name
         with SummaryWriter(str(folder)) as writer:
             writer.add_scalar("charts/SPS", 1.0, 128)
             for step in games:

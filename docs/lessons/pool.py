@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from housekeeping import files
 
@@ -23,6 +23,12 @@ parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")])
 parser.add_argument("--csv", type=Path)
 args = parser.parse_args()
 
+
+def scores_before(games: list[ScalarEvent], step: int) -> list[float]:
+    """Scores of the games that ended in the last steps before this one."""
+    return [one.value for one in games if step - LAST < one.step <= step]
+
+
 pooled: dict[str, list[tuple[int, float]]] = defaultdict(list)  # by game and name, each run's seed and score
 rows, unfinished = [], 0
 for run in sorted(run for folder in args.folders for run in folder.glob("*__*__*__*") if run.is_dir()):
@@ -32,16 +38,11 @@ for run in sorted(run for folder in args.folders for run in folder.glob("*__*__*
         unfinished += 1
         continue
     games, end = events.Scalars("charts/episodic_return"), events.Scalars("charts/SPS")[-1].step
-
-    def before(step: int, games=games) -> list[float]:
-        """Scores of the games that ended in the last steps before this one."""
-        return [one.value for one in games if step - LAST < one.step <= step]
-
     about = {"game": game, "name": "__".join(name), "seed": seed}
     for step in range(50_000, end + 1, 50_000):
-        if scores := before(step):
+        if scores := scores_before(games, step):
             rows.append(about | {"until_step": step, "games": len(scores), "score": f"{np.mean(scores):.2f}"})
-    pooled[f"{game} {about['name']}"].append((int(seed), np.mean(before(games[-1].step))))
+    pooled[f"{game} {about['name']}"].append((int(seed), np.mean(scores_before(games, games[-1].step))))
 if not pooled:
     sys.exit(f"error: no runs with finished games in {', '.join(map(str, args.folders))}; name folders that hold runs.")
 for name, found in pooled.items():
