@@ -413,7 +413,7 @@ def main(args: Args) -> Path | None:
         # Log
         run.log_games((global_step, score, length) for score, length in info["games"])
         if global_step // 1000 > before // 1000:
-            run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
+            run.log_losses(global_step, logged)
             run.log(global_step, {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate})
             run.log(global_step, {"charts/SPS": run.steps_per_second(global_step)})
             for name in ("flights", "extra_action"):

@@ -495,10 +495,13 @@ def main(args: Args) -> Path | None:
     rows = suite(agents, args, output) if args.suite else score(agents, args, output)
     print(table(rows))
     without_chance = [row for row in rows if not (args.sample or row["repeat_action_probability"])]
-    if any(row["distinct"] is not None and row["distinct"] < row["games"] / 2 for row in without_chance):
+    if any(
+        row["distinct"] is not None and row["games"] > 1 and row["distinct"] <= row["games"] / 2
+        for row in without_chance
+    ):
         print(
-            "note: fewer than half of some row's games are distinct (only starts differ); its interval takes "
-            "copies for new games."
+            "note: at most half of some row's games are distinct (only starts differ); its interval takes copies "
+            "for new games."
         )
     print(f"{'drawn' if args.sample else 'greedy'} actions, seed {args.seed}; 95%: Student's t; stored in {output}")
     return output

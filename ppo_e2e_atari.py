@@ -86,7 +86,8 @@ def check_args(args: Args) -> None:
 def check_ppo(args: PPOFlags) -> None:
     """Refuse flags of PPO that cannot work; raises InputError."""
     at_least_one = ("num_steps", "num_minibatches", "update_epochs")
-    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), ("learning_rate", "clip_coef", "max_grad_norm"))
+    not_negative = ("learning_rate", "clip_coef", "max_grad_norm", "ent_coef", "vf_coef")
+    check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative)
     processes.check_rollouts(args)
 
 
@@ -378,7 +379,7 @@ def main(args: Args) -> Path | None:
         # Log: the last minibatch's losses of the first process, and the games of all
         run.log_games(finished)
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
-        run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
+        run.log_losses(global_step, logged)
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
         run.log(global_step, {"losses/explained_variance": explained_variance, "charts/clip_coef": clip_coef})
         run.log(global_step, {"charts/learning_rate": optimizer.param_groups[0]["lr"]})

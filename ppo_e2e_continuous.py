@@ -262,7 +262,7 @@ def main(args: Args) -> Path:
         # Log: the last minibatch's losses
         run.log_games(finished)
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
-        run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
+        run.log_losses(global_step, logged)
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
         run.log(global_step, {"losses/explained_variance": explained_variance, "charts/clip_coef": clip_range})
         run.log(global_step, {"charts/learning_rate": optimizer.param_groups[0]["lr"]})

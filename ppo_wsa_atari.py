@@ -59,12 +59,13 @@ class WSAFlags:
     encoders: tuple[str, ...] = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
     """the frozen models to combine (the default: the paper's four); my_module:MyEncoder takes a model of your own"""
     context_encoder: str = "autoencoder"
-    """the frozen model that gives the context; random: the autoencoder's network, untrained"""
+    """the frozen model that gives the context, of combiners that have one; random: the autoencoder's network, untrained
+    """
     combiner: str = "wsa"
     """how they are combined: wsa, one of the paper's rivals (dot_product, linear, fixed_linear, cnn, mixed, reservoir),
     a control (uniform, random_weights), or your own: my_module:MyCombiner"""
     features_dim: int = 256
-    """width of adapted embeddings, context and state: the paper's d"""
+    """width of adapted embeddings, context and state: the paper's d (not of linear, cnn, mixed, reservoir)"""
     centre_embeddings: bool = True
     """subtract from each embedding its mean over 256 observations of random play, divide by the deviation around it
     (ours; as published: --no-centre-embeddings)"""
@@ -118,7 +119,7 @@ def check_wsa(args: WSAFlags) -> None:
 
 
 def open_models(args: WSAFlags, pretrained_dir: str | None = None, carried: Collection[str] = ()) -> FrozenModels:
-    """The frozen models that a run with these flags will need once, those `carried` by a checkpoint without a file;
+    """All frozen models that a run with these flags needs at some time, those `carried` by a checkpoint without a file;
     raises InputError if some are missing."""
     combiner = find_combiner(args.combiner)
     coming = [c.spec for c in parse_schedule(args.schedule, args.encoders, combiner) if c.kind == "add"]
@@ -290,7 +291,7 @@ def ppo_loss(
     entropy_loss = mean(entropy)
     loss = pg_loss - ent_coef * entropy_loss + vf_coef * v_loss
     if weights_ent_coef:
-        loss = loss - weights_ent_coef * Categorical(probs=weights).entropy().mean()
+        loss = loss - weights_ent_coef * Categorical(probs=weights, validate_args=False).entropy().mean()
     logged = {
         "value_loss": v_loss,
         "policy_loss": pg_loss,
@@ -309,7 +310,7 @@ def logged_weights(
     logged: dict[str, torch.Tensor | float] = {}
     if weights is not None:
         logged |= dict(zip(agent.names, weights.mean(dim=0), strict=True))
-        logged["entropy"] = Categorical(probs=weights).entropy().mean()  # at most ln N
+        logged["entropy"] = Categorical(probs=weights, validate_args=False).entropy().mean()  # at most ln N
     if hasattr(agent.combiner, "diagnose"):
         with agent.autocast(seen):
             logged |= agent.combiner.diagnose(seen, seen.get(agent.context_name))
@@ -462,7 +463,7 @@ def main(args: Args) -> Path | None:
         run.log_games(finished)
         run.log(global_step, logged_weights(agent, mb_seen, weights))
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
-        run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
+        run.log_losses(global_step, logged)
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
         run.log(global_step, {"losses/explained_variance": explained_variance})
         run.log(global_step, {"charts/learning_rate": learning_rate, "charts/clip_coef": clip_coef})

@@ -27,6 +27,7 @@ import ppo_wsa_atari
 from combiners import CombinerOptions, find_combiner
 from combiners.schedule import apply_change, parse_schedule
 from encoders.frozen import KeptEmbeddings
+from encoders.player import Player
 from environments.rendered import RenderedFlags, check_environment, evaluation_games, folder_name, make_envs
 from environments.scaling import RewardScale
 from housekeeping import processes
@@ -38,7 +39,6 @@ from ppo_e2e_atari import PPOFlags, check_ppo, compute_advantages
 from ppo_e2e_continuous import ContinuousFlags, gaussian
 from ppo_wsa_atari import (
     MAY_DIFFER_ON_RESUME,
-    Player,
     WSAFlags,
     check_wsa,
     logged_weights,
@@ -248,7 +248,7 @@ def main(args: Args) -> Path:
         run.log_games(finished)
         run.log(global_step, logged_weights(agent, mb_seen, weights))
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
-        run.log(global_step, {f"losses/{name}": value for name, value in logged.items()})
+        run.log_losses(global_step, logged)
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
         run.log(global_step, {"losses/explained_variance": explained_variance})
         run.log(global_step, {"charts/learning_rate": learning_rate, "charts/clip_coef": clip_range})

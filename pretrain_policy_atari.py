@@ -443,7 +443,7 @@ def main(args: Args) -> Path | None:
         # Log: the last minibatch's losses, the rollout's rewards
         run.log_games(finished)
         logged["clipfrac"] = torch.stack(clipfracs).mean()  # of all minibatches
-        run.log(global_step, {f"losses/{name}": value for name, value in (logged | intrinsic_losses).items()})
+        run.log_losses(global_step, logged | intrinsic_losses)
         explained_variance = 1 - (b_returns - b_values).var() / b_returns.var()  # nan where all returns are equal
         run.log(global_step, {"losses/explained_variance": explained_variance})
         run.log(global_step, {f"intrinsic/{name}": value.mean() for name, value in rewards.items()})

@@ -69,7 +69,8 @@ def make_combiner(
     args: Any, embedding_shapes: dict[str, tuple[int, ...]], context_shape: tuple[int, ...] | None
 ) -> Combiner:
     """The combiner that the flags --combiner, --features-dim and the combiner's own ask for."""
-    given = {name: getattr(args, name, None) for name in options_of(args.combiner)}
+    flags = {field.name for field in fields(CombinerOptions)}  # what else a combiner of one's own takes is its own
+    given = {name: getattr(args, name) for name in options_of(args.combiner) if name in flags}
     options = {name: value for name, value in given.items() if value is not None}
     return find_combiner(args.combiner)(embedding_shapes, context_shape, features_dim=args.features_dim, **options)
 

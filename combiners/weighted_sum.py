@@ -74,13 +74,25 @@ class WeightedSum(Combiner):
         """The weights alone (B, N)."""
         return self.state_and_weights(embeddings, context)[1]
 
+    @torch.no_grad()
+    def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
+        """How the scores fare on a batch of observations in random order; this is logged.
+
+        "context_effect", of combiners that have a context: how much of the weights moves, in the mean, when an
+        observation is given another one's context: half the sum of the absolute differences, from 0 to 1.
+        """
+        if not self.uses_context:
+            return {}
+        w, other = self.attention(embeddings, context), self.attention(embeddings, context.roll(1, dims=0))
+        return {"context_effect": (w - other).abs().sum(dim=1).mean().item() / 2}
+
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
         """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""
         return self.state_and_weights(embeddings, context)[0]
 
     def add_model(self, name: str, shape: tuple[int, ...]) -> None:
         """Give a new model an adapter of its own; its column comes last. Raises ValueError if the name is taken or the
-        shape is none."""
+        shape is neither a vector's nor a map's."""
         if name in self.adapters:
             raise ValueError(f"{name} is one of the models already.")
         device = next(self.parameters()).device

@@ -72,14 +72,10 @@ class WeightSharingAttention(WeightedSum):
 
     @torch.no_grad()
     def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
-        """How the scorer fares on a batch of observations in random order.
-
-        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's
-        context: half the sum of the absolute differences, from 0 to 1. With "published" also "dead_scores": the share
-        of scores that its ReLU holds at 0, where no gradient passes.
-        """
-        e, c = self.adapt(embeddings, context)
-        with torch.autocast(e.device.type, enabled=False):
-            s, other = self.scores(e, c), self.scores(e, c.roll(1, dims=0))
-        found = {"context_effect": (s.softmax(dim=1) - other.softmax(dim=1)).abs().sum(dim=1).mean().item() / 2}
-        return found | ({"dead_scores": (s == 0).float().mean().item()} if self.kind == "published" else {})
+        """With "published" also "dead_scores": the share of scores held at 0 by its ReLU, where no gradient passes."""
+        found = super().diagnose(embeddings, context)
+        if self.kind == "published":
+            e, c = self.adapt(embeddings, context)
+            with torch.autocast(e.device.type, enabled=False):
+                found["dead_scores"] = (self.scores(e, c) == 0).float().mean().item()
+        return found

@@ -102,11 +102,11 @@ class FrozenModels(nn.Module):
             else:
                 with torch.random.fork_rng():  # random weights of its own, so that nothing else's randomness moves
                     torch.manual_seed(seed_of(seed, name))
-                    self.models[name] = make_own_model(spec, ENCODERS)
+                    self.models[name] = make_own_model(spec)
         self.shapes = {name: tuple(model.output_shape) for name, model in self.models.items()}
         self.requires_grad_(False).eval()
         for model in self.models.values():
-            if all(parameter.dim() <= 4 for parameter in model.parameters()):
+            if type(model) in ENCODERS.values():  # one's own stays as it was tried: views of its maps may need it
                 model.to(memory_format=torch.channels_last)  # fast: the layout that convolutions prefer
         # copies made by `prepare`; not in the state dict, which has each model once
         self.fast: dict[str, nn.Module] = {}
@@ -170,8 +170,11 @@ class FrozenModels(nn.Module):
             for name, model in self.models.items():
                 with torch.no_grad():
                     z = torch.cat([model(batch.to(device)).float() for batch in typical_frames(self.env_id).split(32)])
+                if not z.isfinite().all():
+                    raise InputError(f"{name}: what it gives in random play has numbers that are not finite.")
                 mean = z.mean(dim=0)  # what all frames share: walls, borders, empty space
-                self.centre[name] = mean, (z - mean).square().mean().sqrt().clamp(min=1e-6)
+                scale = (z - mean).square().mean().sqrt()
+                self.centre[name] = mean, torch.where(scale > 1e-6, scale, 1.0)  # what never moved keeps its scale
 
     def wanted(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The models named and the context, each once."""

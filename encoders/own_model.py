@@ -4,27 +4,28 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from encoders import ENCODERS
 from housekeeping.flags import InputError, import_own
 
 
-def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module:
+def make_own_model(spec: str) -> nn.Module:
     """A model that comes from no file: "my_module:MyEncoder" (a class or a function that gives an nn.Module), one of
     ENCODERS untrained, or "random", the State Encoder initialised as the published code's framework does by mistake
     (orthogonal, gain sqrt 2).
 
     Raises:
-        InputError: it cannot be imported, is no nn.Module, or does not map uint8 (B, 4, 84, 84) to (B, n) or (B, C, H,
-        W).
+        InputError: it cannot be imported, is no nn.Module, or does not map uint8 (B, 4, 84, 84) to finite (B, n) or
+        (B, C, H, W).
     """
     if spec == "random":
-        model = networks["autoencoder"]()
+        model = ENCODERS["autoencoder"]()
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.orthogonal_(layer.weight, np.sqrt(2))
                 nn.init.zeros_(layer.bias)
         return model
-    if spec in networks:
-        return networks[spec]()
+    if spec in ENCODERS:
+        return ENCODERS[spec]()
     try:
         model = import_own(spec)()
     except InputError:
@@ -44,6 +45,8 @@ def make_own_model(spec: str, networks: dict[str, type[nn.Module]]) -> nn.Module
     if not isinstance(out, torch.Tensor) or out.dim() not in (2, 4) or len(out) != 2:
         found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(f"{spec}: must map uint8 (2, 4, 84, 84) to (2, n) or (2, C, H, W); it gave {found}.")
+    if not out.isfinite().all():
+        raise InputError(f"{spec}: what it gives for black frames has numbers that are not finite.")
     try:
         model.output_shape = tuple(out.shape[1:])
     except AttributeError as error:

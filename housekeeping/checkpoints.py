@@ -62,7 +62,7 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
             f"{path}: this run has done its {checkpoint['global_step']:,} steps; raise --total-timesteps to go on."
         )
     newest = path.with_name("checkpoint.pt")
-    if path != newest and (last_step := step_of(newest)) > checkpoint["global_step"]:
+    if path != newest and (last_step := entry_of(newest, "global_step", 0)) > checkpoint["global_step"]:
         raise InputError(
             f"{path}: the run has gone on from here to step {last_step:,}, and {newest.name} would be "
             "written over; resume that "
@@ -71,12 +71,13 @@ def load_to_resume(path: Path, script: str, args: Any, may_differ: set[str]) -> 
     return checkpoint
 
 
-def step_of(path: Path) -> int:
-    """The step of the checkpoint at `path`; 0 where there is none, or a damaged one, which nothing can go on from."""
+def entry_of(path: Path, name: str, otherwise: Any) -> Any:
+    """What the checkpoint at `path` has under this name; `otherwise` where there is none, or a damaged one, which
+    nothing can go on from."""
     try:
-        return load(path, "checkpoint", mmap=True)["global_step"]
+        return load(path, "checkpoint", mmap=True).get(name, otherwise)
     except InputError:
-        return 0
+        return otherwise
 
 
 def require_resumable(path: Path, checkpoint: dict[str, Any]) -> None:

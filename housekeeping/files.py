@@ -153,3 +153,5 @@ def new_folder(parent: Path | str, name: str) -> Path:
             return folder
         except FileExistsError:
             started += 1
+        except OSError as error:  # such as a name that is too long
+            raise InputError(f"{folder.name[:60]}...: no folder can be called so ({error.strerror}).") from error

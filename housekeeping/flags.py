@@ -53,8 +53,9 @@ def parse(args_class: type[T], description: str | None, default: T | None = None
         if own := [f for f in fields(args_class) if f.name in names]:
             title = (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")
             groups[title] = make_dataclass(cls.__name__, [_described(cls, f, default) for f in own])
+    # help: else tyro searches the sources for some, which takes longer than all the rest
     members = [
-        (f"group_{number}", Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=title)])
+        (f"group_{number}", Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=title, help="")])
         for number, (title, group) in enumerate(groups.items())
     ]
     # tyro puts two empty lines before what is indented, or none
@@ -129,4 +130,4 @@ def import_own(spec: str) -> Any:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{spec}: cannot be made ({reason}); write module:name of a class or function.") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove("")

@@ -101,8 +101,10 @@ def check_rollouts(args: Any) -> None:
             f"--num-minibatches {args.num_minibatches} does not divide the {batch_size} steps of a rollout "
             f"(--num-envs {args.num_envs} x --num-steps {args.num_steps})."
         )
-    if batch_size // args.num_minibatches < 2:
-        raise InputError("a minibatch of 1 step has no advantages to normalise; lower --num-minibatches.")
+    if getattr(args, "norm_adv", True) and batch_size // args.num_minibatches < 2:
+        raise InputError(
+            "a minibatch of 1 step has no advantages to normalise; lower --num-minibatches, or add --no-norm-adv."
+        )
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     world_size = int(os.environ.get("WORLD_SIZE", 1))

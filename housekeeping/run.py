@@ -3,7 +3,7 @@
     run = Run("my_script", args, "Pong")      # reads the checkpoint of --resume, joins other processes
     run.start(total_steps)                    # makes the folder, opens the log, listens to Ctrl-C
     for step in ...:
-        run.log(step, {"losses/value_loss": loss})
+        run.log_losses(step, {"value_loss": loss})
         run.log_games([(step, score, length)])
         run.reach(step, play)                 # evaluates with play() where that is due
         if run.must_save:
@@ -151,13 +151,15 @@ class Run:
                 self.checkpoint = checkpoints.load_to_resume(path, script, args, may_differ)
             except checkpoints.Finished as finished:
                 if args.run_dir:
-                    print(finished)
+                    if self.rank == 0:
+                        print(finished)
                     sys.exit(0)
                 raise
         self.args = replace(args, precision=precision.choose(args.precision, self.device), resume=path and str(path))
         self.keeps_best = hasattr(args, "eval_interval")
         self.step = self.checkpoint["global_step"] if self.checkpoint else 0
-        self.best_return = self.checkpoint.get("best_return", -float("inf")) if self.checkpoint else -float("inf")
+        best = path and path.with_name("best.pt")  # not the checkpoint's word: a copy of it has no best.pt beside it
+        self.best_return = checkpoints.entry_of(best, "best_return", -float("inf")) if best else -float("inf")
         self.last_games: deque[float] = deque(self.checkpoint["last_games"] if self.checkpoint else (), maxlen=100)
         self.dir: Path | None = None
         self.stopping = self.improved = self.due = False
@@ -185,7 +187,8 @@ class Run:
             else:
                 self.dir = files.new_folder(self.args.runs_dir, self._folder_name())
             self.lock = self.lock or files.lock(self.dir)
-            if (reached := checkpoints.step_of(self.dir / "checkpoint.pt")) > self.step:  # by who held the lock before
+            reached = checkpoints.entry_of(self.dir / "checkpoint.pt", "global_step", 0)
+            if reached > self.step:  # by who held the lock before
                 raise InputError(
                     f"{self.dir}: another process has brought this run to step {reached:,} meanwhile; give the command "
                     "again to go on from there."
@@ -268,6 +271,17 @@ class Run:
             for tag, value in values.items():
                 self.writer.add_scalar(tag, value.item() if isinstance(value, torch.Tensor) else value, step)
 
+    def log_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Write losses, by name; raises InputError where one is no finite number, before what was saved is written
+        over."""
+        for name, loss in losses.items():
+            if not loss.isfinite():
+                raise InputError(
+                    f"step {step:,}: {name} is {loss.item()}, training has diverged; nothing was saved since the last "
+                    "checkpoint. A lower --learning-rate may help."
+                )
+        self.log(step, {f"losses/{name}": loss for name, loss in losses.items()})
+
     def log_games(self, games: Iterable[tuple[int, float, int]]) -> None:
         """Write finished games of all processes: agent step, raw score and length in agent steps of each."""
         for step, episodic_return, episodic_length in processes.gather(list(games)):
@@ -334,9 +348,9 @@ class Run:
             "last_games": list(self.last_games),
             **state,
         }
-        files.save(payload, self.dir / "checkpoint.pt")  # first, so that a resumed run knows how good best.pt is
         if self.keeps_best and (self.improved or (self.due and self.best_return == -float("inf"))):
-            files.save(payload, self.dir / "best.pt")
+            files.save(payload, self.dir / "best.pt")  # first: a kill may come between the two
+        files.save(payload, self.dir / "checkpoint.pt")
 
     def close(self) -> Path | None:
         """End the run: close what is open, and say how it went. Returns its folder (None in processes that do not

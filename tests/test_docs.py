@@ -156,9 +156,10 @@ def test_a_class_pools_its_runs(tmp_path):
             for step in (30_000, 45_000, 70_000):
                 writer.add_scalar("charts/episodic_return", score + step / 10_000, step)
             writer.add_scalar("charts/SPS", 1.0, 75_008)
+    assert "1 run,  mean   -4.2: -4.2\n" in pool(str(tmp_path / "alice"))
     said = pool(str(tmp_path / "alice"), str(tmp_path / "bob"))
     assert "Pong my__arm" in said and "2 runs, mean   -9.2: -14.2 -4.2" in said  # at 45,000 and 70,000
-    assert "seed 1 stands there 2 times" in said
+    assert "note: seed 1 has 2 runs" in said and "None" not in said
     rows = (tmp_path / "pooled.csv").read_text().splitlines()
     assert rows[1:] == ["Pong,my__arm,1,50000,2,-6.25", "Pong,my__arm,1,50000,2,-16.25"]  # at 30,000 and 45,000
     assert "error: no runs with finished games in" in pool(str(tmp_path / "alice" / "Pong__my__arm__1__10"), code=1)

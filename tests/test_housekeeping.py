@@ -49,7 +49,7 @@ def test_saving_survives_sigkill(tmp_path):
             payload = files.load(path, "test")
             assert payload["counter"] >= last and (payload["tensor"] == payload["counter"]).all()
             last = payload["counter"]
-    assert last >= 40 and in_a_save >= 5  # it did save, and it was killed in the middle of saves
+    assert last >= 10 and in_a_save >= 2  # it did save, and it was killed in the middle of saves
 
 
 def test_load_says_what_is_wrong(tmp_path):

@@ -609,6 +609,24 @@ def test_a_killed_run_leaves_no_double_stretch(script, args, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_diverges_keeps_its_last_checkpoint(script, args, monkeypatch):
+    """Nothing is saved of weights that are no numbers. And where a kill or a copy has left a checkpoint without its
+    best.pt, the resumed run makes one."""
+    run = script.main(args(script, total_timesteps=64, checkpoint_interval=32))
+    (run / "best.pt").unlink()
+    before = (run / "checkpoint.pt").read_bytes()
+    compute = script.compute_advantages
+    monkeypatch.setattr(script, "compute_advantages", lambda *rest: [np.nan * x for x in compute(*rest)])
+    again = args(script, total_timesteps=96, checkpoint_interval=32, resume=str(run / "checkpoint.pt"))
+    with pytest.raises(InputError, match="step 96: value_loss is nan, training has diverged"):
+        script.main(again)
+    assert (run / "checkpoint.pt").read_bytes() == before and not (run / "best.pt").exists()
+    monkeypatch.setattr(script, "compute_advantages", compute)
+    script.main(again)
+    assert files.load(run / "best.pt", "checkpoint")["global_step"] == 96
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_saved_agent_acts(script, args, models):
     run = script.main(args(script))
     agent, other = (script.load_agent(run / "checkpoint.pt", "cpu") for _ in range(2))

@@ -2,6 +2,7 @@
 real games."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ from test_combiners import CONTEXT_SHAPE, PAPER_SHAPES, numpy_conv, random_input
 from test_ppo import scalars
 
 import ppo_wsa_atari
-from combiners import COMBINERS, Reservoir, find_combiner, options_of
+from combiners import COMBINERS, Reservoir, find_combiner, make_combiner, options_of
 from combiners.schedule import Change, apply_change, parse_schedule
 from combiners.weighted_sum import WeightedSum
 from encoders import PRETRAININGS, save_encoder
-from encoders.frozen import typical_frames
+from encoders.frozen import FrozenModels, typical_frames
 from environments.atari import make_env
 from housekeeping import checkpoints, files
-from housekeeping.flags import InputError
+from housekeeping.flags import InputError, import_own
 from housekeeping.seeds import env_seeds
 from ppo_wsa_atari import Args, Player, load_agent, main
 
@@ -167,11 +168,12 @@ def test_scorers_with_a_hidden_layer(kind):
 
 def test_how_much_the_context_moves_the_weights():
     """Half the sum of absolute differences after a swap of contexts: nothing for one linear layer, something with a
-    hidden one."""
+    hidden one, and for dot products."""
     embeddings, context = random_inputs(PAPER_SHAPES, batch=20)
     found = {}
-    for kind in ("linear", "published", "hidden"):
-        combine = COMBINERS["wsa"](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, scorer=kind)
+    for kind in ("linear", "published", "hidden", "dot_product"):
+        name, options = ("wsa", {"scorer": kind}) if kind != "dot_product" else (kind, {})
+        combine = COMBINERS[name](PAPER_SHAPES, CONTEXT_SHAPE, features_dim=8, **options)
         if kind == "hidden":
             nn.init.normal_(combine.scorer[2].weight)
         swapped = torch.cat([context[-1:], context[:-1]])
@@ -180,7 +182,8 @@ def test_how_much_the_context_moves_the_weights():
             _, other = combine.state_and_weights(embeddings, swapped)
         found[kind] = combine.diagnose(embeddings, context)["context_effect"]
         assert found[kind] == pytest.approx((weights - other).abs().sum(dim=1).mean().item() / 2, abs=1e-6)
-    assert found["linear"] < 1e-6 < 1e-3 < found["hidden"]
+    assert found["linear"] < 1e-6 < 1e-3 < min(found["hidden"], found["dot_product"])
+    assert COMBINERS["uniform"](PAPER_SHAPES, None, features_dim=8).diagnose(embeddings, context) == {}
 
 
 @pytest.mark.parametrize("kind", ["hidden", "bounded"])
@@ -585,6 +588,51 @@ def test_ones_own_model(args, tmp_path, monkeypatch):
     obs = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), dtype=np.uint8)
     assert load_agent(run / "checkpoint.pt").act(obs, greedy=True).shape == (2,)
     assert len(scalars(run, "weights/Downsampled")) == 2
+
+
+class Rare(nn.Module):
+    """A convolution's numbers, by `view`; and one that random play never moves."""
+
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 8, 4)
+        self.register_buffer("any", torch.zeros(1, 1, 1, 1, 1))
+        self.value = value
+
+    def forward(self, x):
+        seen = (x[:, 3, 0, 0] == 255)[:, None]  # Pong's corner is never white
+        return torch.cat([self.conv(x.float() / 255).view(len(x), -1) * self.value, seen], dim=1)
+
+
+def test_what_ones_own_model_may_be():
+    """What random play never moves is not blown up by centring; numbers that are not finite are refused."""
+    models = FrozenModels("ALE/Pong-v5", [f"{__name__}:Rare"], None)
+    models.prepare("float32", torch.device("cpu"), centre=True)
+    rare = torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)
+    assert models(rare, ("Rare",))["Rare"][0, -1] == 1.0 and models(0 * rare, ("Rare",))["Rare"][0, -1] == 0.0
+    models.models["Rare"].value = torch.nan
+    with pytest.raises(InputError, match="Rare: what it gives in random play has numbers that are not finite"):
+        models.prepare("float32", torch.device("cpu"), centre=True)
+
+
+class Sharp(COMBINERS["dot_product"]):
+    def __init__(self, encoders, context_shape, features_dim=256, gamma=4.0, precision=8):
+        super().__init__(encoders, context_shape, features_dim)
+        self.given = gamma, precision
+
+
+def test_ones_own_combiner_is_not_given_others_flags(args):
+    made = make_combiner(args(combiner=f"{__name__}:Sharp"), {"a": (4,), "b": (4,)}, (64, 16, 16))
+    assert made.given == (4.0, 8) and made.names == ("a", "b")
+
+
+def test_ones_own_module_may_change_the_path(tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "beside_it.py").write_text("number = 3")
+    (tmp_path / "lazy_module.py").write_text(f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nthree = 3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", before := list(sys.path))
+    assert import_own("lazy_module:three") == 3 and str(tmp_path / "lib") in before and "" not in before[:1]
 
 
 def test_ones_own_combiner(args, tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """The lottery of the dead ReLU: the share of scores that are 0 before any training, for ten seeds.
 
     python -m docs.lessons.dead_scores
+    python -m docs.lessons.dead_scores --csv docs/lessons/dead_scores.csv      # as stored there
 
-256 observations of random play go through stored models; for each seed a new combiner scores them. It writes
-docs/lessons/dead_scores.csv.
+256 observations of random play go through stored models; for each seed a new combiner scores them.
 """
 
-import csv
+import argparse
 from pathlib import Path
 
 import ale_py
@@ -16,6 +16,7 @@ import torch
 
 from combiners.wsa import WeightSharingAttention
 from encoders import load_encoder
+from housekeeping import files
 
 LIGHT = ("state_representation", "autoencoder")
 FOUR = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks")
@@ -39,6 +40,9 @@ def observations(game: str) -> torch.Tensor:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path)
+    args = parser.parse_args()
     gym.register_envs(ale_py)
     rows = []
     for game, names, features_dim in CASES:
@@ -66,10 +70,8 @@ def main() -> None:
         dead, effect = ([row[what] for row in mine] for what in ("dead_scores", "context_effect"))
         case = f"{game}, {len(names)} models, d = {features_dim}, {SCORER}"
         print(f"{case}: dead {' '.join(f'{x:.2f}' for x in dead)}; context moves {max(effect):.1%} at most", flush=True)
-    with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    if args.csv:
+        files.write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

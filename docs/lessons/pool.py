@@ -47,12 +47,11 @@ if not pooled:
     sys.exit(f"error: no runs with finished games in {', '.join(map(str, args.folders))}; name folders that hold runs.")
 for name, found in pooled.items():
     each = " ".join(f"{score:.1f}" for _, score in sorted(found))
-    print(f"{name:28} {len(found)} runs, mean {np.mean([score for _, score in found]):6.1f}: {each}")
+    runs = "1 run, " if len(found) == 1 else f"{len(found)} runs,"
+    print(f"{name:28} {runs} mean {np.mean([score for _, score in found]):6.1f}: {each}")
     for seed, times in Counter(seed for seed, _ in found).items():
         if times > 1:
-            print(
-                print(f"note: seed {seed} stands there {times} times: copies, or commands without an --exp-name each")
-            )
+            print(f"note: seed {seed} has {times} runs: copies, or commands without an --exp-name each")
 if unfinished:
     print(f"runs without a finished game, left out: {unfinished}")
 if args.csv and not rows:
