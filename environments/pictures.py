@@ -50,11 +50,17 @@ def plot_suite(rows: list[dict], labels: list[str], variations: tuple[str, ...],
         np.arange(len(variations)) + 0.4 - height / 2, [f"{name} *" if name in same else name for name in variations]
     )
     axis.invert_yaxis()
+    largest = max(row.get("relative") or 0 for row in rows)
+    if largest > 4:  # a mode with more to win would press all else against 0
+        axis.set_xscale("symlog", linthresh=2, linscale=2)
+        axis.set_xticks(ticks := [tick for tick in (0, 0.5, 1, 1.5, 2, 5, 10, 20, 50) if tick < 2 * largest], ticks)
     axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel(
         "score relative to the agent's own in the unchanged game\n(1: as in the unchanged game; 0: random play "
-        f"there, {random_play:.1f})" + (f"\n* changed no pixel in {COMPARED_STEPS:,} steps" if same else "")
+        f"there, {random_play:.1f})"
+        + ("; above 2 the scale is logarithmic" if largest > 4 else "")
+        + (f"\n* changed no pixel in {COMPARED_STEPS:,} steps" if same else "")
     )
     axis.set_title(
         f"{rows[0]['game']} and its variations, {rows[0]['games']} games each, 95% intervals over games", fontsize=11
