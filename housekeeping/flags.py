@@ -68,11 +68,13 @@ def parse(args_class: type[T], description: str | None, default: T | None = None
 def _described(cls: type, f: Any, default: Any) -> tuple[str, Any, Any]:
     """A field as `make_dataclass` wants it, with the text that stands below it in the class's source as its help."""
     text = _texts(cls).get(f.name, "")
-    kind = Annotated[get_type_hints(cls, include_extras=True)[f.name], tyro.conf.arg(help=text)]
-    if default is not None:
-        return f.name, kind, field(default=getattr(default, f.name))
-    factory = f.default_factory
-    return f.name, kind, field(default=f.default) if factory is MISSING else field(default_factory=factory)
+    value = f.default if default is None else getattr(default, f.name)
+    none = "(default: none)" if value == () else None  # tyro would say "(default: )"
+    about = tyro.conf.arg(help=text, help_behavior_hint=none)
+    kind = Annotated[get_type_hints(cls, include_extras=True)[f.name], about]
+    if value is MISSING:
+        return f.name, kind, field(default_factory=f.default_factory)
+    return f.name, kind, field(default=value)
 
 
 @functools.cache
