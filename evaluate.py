@@ -46,7 +46,7 @@ from environments.hackatari import (
     modes_and_difficulties,
     parse_variation,
 )
-from environments.pictures import film, plot_suite, plot_weights
+from environments.pictures import film, plot_suite, plot_weights, summarise_weights, weights_table
 from housekeeping import checkpoints, device, files
 from housekeeping.flags import InputError, check_ranges, parse, require_defaults, start
 from housekeeping.run import BAR
@@ -118,6 +118,9 @@ def check_args(args: Args) -> None:
         raise InputError("--attention watches one game; leave --episodes and --num-envs out.")
     if args.attention and len(args.variation) > 1:
         raise InputError("--attention watches one game: one --variation at most (a+b puts two changes into it).")
+    require_defaults(args, ("env_id",), "--list-variations (an agent plays the game it was trained on)")
+    if not args.attention:
+        require_defaults(args, ("film_start", "film_steps"), "--attention")
     not_negative = ("seed", "torch_threads", "film_start", "film_steps")
     check_ranges(args, ("episodes", "num_envs", "max_frames_per_game"), not_negative=not_negative)
     if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:
@@ -165,7 +168,7 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
         "/".join(Path(path).absolute().parts[-2:]).removesuffix(".pt") + without for path in args.checkpoint
     )
     if len(set(labels)) < len(labels):
-        labels = args.checkpoint  # two folders of one name: only whole paths tell them apart
+        labels = tuple(path + without for path in args.checkpoint)  # of two folders of one name
     if len(set(labels)) < len(labels):
         raise InputError("--checkpoint: one of them is named twice; give --labels to tell them apart.")
     for path, label in zip(args.checkpoint, labels, strict=True):
@@ -270,15 +273,9 @@ def table(rows: list[dict]) -> str:
         return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
     cells = [[COLUMNS[name] for name in columns]] + [[text(row, name) for name in columns] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     left = {"agent", "game", "variation", "first_difference"}
-    lines = [
-        "  ".join(
-            cell.ljust(width) if name in left else cell.rjust(width)
-            for cell, width, name in zip(row, widths, columns, strict=True)
-        )
-        for row in cells
-    ]
+    formats = [f"{'<' if name in left else '>'}{max(len(row[i]) for row in cells)}" for i, name in enumerate(columns)]
+    lines = ["  ".join(format(cell, how) for cell, how in zip(row, formats, strict=True)) for row in cells]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -294,11 +291,9 @@ def write_results(output: Path, args: Args, rows: list[dict]) -> None:
     files.write_csv(output / "results.csv", [{name: row.get(name) for name in columns} for row in rows], ".6g")
     games = []
     for row in rows:
-        for number, (score, length, cut_off) in enumerate(
-            zip(row["scores"], row["lengths"], row["cut_off"], strict=True)
-        ):
-            whose = {"agent": row["agent"], "game": row["game"], "variation": row["variation"], "number": number}
-            games.append(whose | {"score": score, "agent_steps": length, "cut_off": int(cut_off)})
+        whose = {"agent": row["agent"], "game": row["game"], "variation": row["variation"]}
+        for i, (score, length, cut_off) in enumerate(zip(row["scores"], row["lengths"], row["cut_off"], strict=True)):
+            games.append(whose | {"number": i, "score": score, "agent_steps": length, "cut_off": int(cut_off)})
     files.write_csv(output / "games.csv", games, ".6g")
 
 
@@ -379,10 +374,8 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             done = terminated or truncated
             reward = int(reward) if atari else float(reward)
             total += reward
-            if atari:
-                played = {"action": info["action"]}
-            else:
-                played = {f"action_{i}": number for i, number in enumerate(action[0].tolist())}
+            chosen = {} if atari else {f"action_{i}": number for i, number in enumerate(action[0].tolist())}
+            played = {"action": info["action"]} if atari else chosen
             row = {"step": len(steps), **played, "reward": reward, "score": total, "lives": info.get("lives", 0)}
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()
@@ -407,58 +400,14 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
     print(f"{title}, {len(steps):,} agent steps; stored in {output}")
 
 
-def summarise_weights(weights: np.ndarray, names: tuple[str, ...]) -> dict:
-    """What the weights (T, N) of one game say.
-
-    `movement` is the weights' variance over time divided by their mean squared distance from 1/N (both averaged over
-    models). 0: they never move; 1: they move around an even mixture; None: they are flat, all 1/N (the distance is
-    below 1e-12).
-    """
-    n = weights.shape[1]
-    distance = float(np.square(weights - 1 / n).mean())
-    entropy = float(-(weights * np.log(np.maximum(weights, 1e-12))).sum(axis=1).mean())
-    quarters = np.array_split(weights, 4)
-    return {
-        "steps": len(weights),
-        "models": {
-            name: {
-                "mean": float(weights[:, i].mean()),
-                "std": float(weights[:, i].std()),
-                "mean_by_quarter_of_the_game": [float(part[:, i].mean()) if len(part) else None for part in quarters],
-            }
-            for i, name in enumerate(names)
-        },
-        "entropy_nats": entropy,
-        "largest_entropy_nats": float(np.log(n)),
-        "variance_over_time": float(weights.var(axis=0).mean()),
-        "squared_distance_from_even": distance,
-        "movement": float(weights.var(axis=0).mean()) / distance if distance > 1e-12 else None,
-    }
-
-
-def weights_table(summary: dict) -> str:
-    """What `summarise_weights` found, as aligned text."""
-    width = max(len(name) for name in summary["models"])
-    lines = [f"{'model':<{width}}  mean weight    std  by quarters of the game"]
-    for name, model in summary["models"].items():
-        quarters = "  ".join(f"{value:.3f}" for value in model["mean_by_quarter_of_the_game"] if value is not None)
-        lines.append(f"{name:<{width}}  {model['mean']:>11.3f}  {model['std']:.3f}  {quarters}")
-    lines.append(
-        f"entropy {summary['entropy_nats']:.3f} of at most {summary['largest_entropy_nats']:.3f} (equal weights)"
-    )
-    if summary["movement"] is None:
-        lines.append("the weights are flat: always 1/N")
-    else:
-        lines.append(f"movement {summary['movement']:.3f} (0: the weights never move, 1: they move around equal ones)")
-    return "\n".join(lines)
-
-
 # ------------------------------------------------------------------------ main
 
 
 def main(args: Args) -> Path | None:
     """Do what the flags ask for, and return the folder with the results."""
     if args.list_variations:
+        if args.checkpoint:
+            raise InputError("--list-variations is of a game, not of an agent: leave --checkpoint out, name --env-id.")
         game_name(args.env_id)
         list_variations(args.env_id)
         return None
@@ -494,11 +443,9 @@ def main(args: Args) -> Path | None:
         return output
     rows = suite(agents, args, output) if args.suite else score(agents, args, output)
     print(table(rows))
-    without_chance = [row for row in rows if not (args.sample or row["repeat_action_probability"])]
-    if any(
-        row["distinct"] is not None and row["games"] > 1 and row["distinct"] <= row["games"] / 2
-        for row in without_chance
-    ):
+    drawing = {agent.label for agent in agents if args.sample or getattr(agent.agent, "policy", None)} | {"random play"}
+    greedy = [row for row in rows if row["agent"] not in drawing and not row["repeat_action_probability"]]
+    if any(row["games"] > 1 and row["distinct"] and row["distinct"] <= row["games"] / 2 for row in greedy):
         print(
             "note: at most half of some row's games are distinct (only starts differ); its interval takes copies "
             "for new games."

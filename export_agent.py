@@ -44,6 +44,9 @@ def main(args: Args) -> None:
     largest = max((tensor.abs().max().item() for tensor in weights.values()), default=0.0)
     if largest > torch.finfo(torch.float16).max:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
+    if small.get("policy"):  # of dqn_bt_atari.py: only the extra action plays with it
+        halves = {name: half_if_finite(tensor) for name, tensor in small["policy"].items()}
+        small["policy"] = halves if checkpoint["args"]["extra_action"] else None
     if "encoders" in checkpoint:
         frozen = checkpoints.load_agent(Path(args.checkpoint), pretrained_dir=args.pretrained_dir).frozen
         small["own_models"] = checkpoint["own_models"] | {

@@ -106,6 +106,8 @@ def check_args(args: Args) -> None:
     else:
         folder_name(args.env_id)
         require_defaults(args, ("action_repeat",), "environments that are no Atari games")
+    if not args.expert_checkpoint:
+        require_defaults(args, ("expert_fraction",), "--expert-checkpoint")
     processes.require_one_process("pretrain_encoders")
     unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or not args.encoders:

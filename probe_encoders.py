@@ -206,6 +206,7 @@ def main(args: Args) -> None:
         torch.set_num_threads(args.torch_threads)
 
     observations, labels, kinds, games = play(args)
+    games = np.unique(games, return_inverse=True)[1]  # a short game may have no observation
     num_games = int(games[-1]) + 1
     if num_games < 3:
         raise InputError(

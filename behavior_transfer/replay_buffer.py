@@ -28,13 +28,20 @@ class ReplayBuffer:
     Each environment has a ring of slots. A slot is one observation (its newest frame) with what was done there and what
     came of it. A game that is cut off at the frame limit gets one slot more, for the state at which it was cut; nothing
     was done there.
+
+    Raises:
+        InputError: the system does not give so much memory, not even before it is written.
     """
 
     def __init__(self, size: int, num_envs: int, n_step: int, gamma: float):
         self.per_env = -(-size // num_envs)
         self.n_step, self.gamma = n_step, gamma
         shape = (num_envs, self.per_env)
-        self.frames = np.empty((*shape, 84, 84), dtype=np.uint8)  # takes memory as it is written
+        try:
+            self.frames = np.empty((*shape, 84, 84), dtype=np.uint8)  # takes memory as it is written
+        except MemoryError as error:
+            size_gb = np.prod(shape) * 84 * 84 / 1e9
+            raise InputError(f"--buffer-size {size}: this system does not give {size_gb:.1f} GB; lower it.") from error
         self.actions = np.zeros(shape, dtype=np.uint8)
         self.by_policy = np.zeros(shape, dtype=bool)
         self.rewards = np.zeros(shape, dtype=np.float32)

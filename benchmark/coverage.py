@@ -143,7 +143,8 @@ def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> li
         ends = [row for row in by_steps if (row["game"], row["who"]) == (game, who)]
         most = max(int(row["steps"]) for row in ends)
         places, lengths = (np.array([float(row[what]) for row in mine]) for what in ("places", "steps"))
-        low, high = scipy.stats.t.interval(0.95, len(places) - 1, places.mean(), scipy.stats.sem(places))
+        half_width = scipy.stats.t.ppf(0.975, len(places) - 1) * scipy.stats.sem(places)
+        low, high = places.mean() - half_width, places.mean() + half_width
         last = [int(row["places"]) for row in ends if int(row["steps"]) == most]
         row = {"game": game, "player": who, "trained steps": int(mine[0]["trained_steps"]), "games": len(mine)}
         row |= {"steps of a game": lengths.mean(), "places in a game": places.mean(), "from": low, "to": high}

@@ -243,7 +243,8 @@ def make_env(
     screen, its modes.
 
     It shows the same pixels as `make_envs`, from the same start of a game on (no-ops are drawn from the same range by
-    another generator).
+    another generator). Here `max_frames_per_game` counts the no-ops, too: a game that is cut off is up to 7 steps
+    shorter.
 
     Args:
         emulator: one-frame-per-step environment to wrap in place of Gymnasium's own.

@@ -123,6 +123,52 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
     plt.close(figure)
 
 
+def summarise_weights(weights: np.ndarray, names: tuple[str, ...]) -> dict:
+    """What the weights (T, N) of one game say.
+
+    `movement` is the weights' variance over time divided by their mean squared distance from 1/N (both averaged over
+    models). 0: they never move; 1: they move around an even mixture; None: they are flat, all 1/N (the distance is
+    below 1e-12).
+    """
+    n = weights.shape[1]
+    distance = float(np.square(weights - 1 / n).mean())
+    entropy = float(-(weights * np.log(np.maximum(weights, 1e-12))).sum(axis=1).mean())
+    quarters = np.array_split(weights, 4)
+    return {
+        "steps": len(weights),
+        "models": {
+            name: {
+                "mean": float(weights[:, i].mean()),
+                "std": float(weights[:, i].std()),
+                "mean_by_quarter_of_the_game": [float(part[:, i].mean()) if len(part) else None for part in quarters],
+            }
+            for i, name in enumerate(names)
+        },
+        "entropy_nats": entropy,
+        "largest_entropy_nats": float(np.log(n)),
+        "variance_over_time": float(weights.var(axis=0).mean()),
+        "squared_distance_from_even": distance,
+        "movement": float(weights.var(axis=0).mean()) / distance if distance > 1e-12 else None,
+    }
+
+
+def weights_table(summary: dict) -> str:
+    """What `summarise_weights` found, as aligned text."""
+    width = max(len(name) for name in summary["models"])
+    lines = [f"{'model':<{width}}  mean weight    std  by quarters of the game"]
+    for name, model in summary["models"].items():
+        quarters = "  ".join(f"{value:.3f}" for value in model["mean_by_quarter_of_the_game"] if value is not None)
+        lines.append(f"{name:<{width}}  {model['mean']:>11.3f}  {model['std']:.3f}  {quarters}")
+    lines.append(
+        f"entropy {summary['entropy_nats']:.3f} of at most {summary['largest_entropy_nats']:.3f} (equal weights)"
+    )
+    if summary["movement"] is None:
+        lines.append("the weights are flat: always 1/N")
+    else:
+        lines.append(f"movement {summary['movement']:.3f} (0: the weights never move, 1: they move around equal ones)")
+    return "\n".join(lines)
+
+
 def film(screens: list[np.ndarray], steps: list[dict], names: tuple[str, ...], title: str, path: Path) -> None:
     """A GIF in about the speed of play (a GIF counts in hundredths of a second): the screen and, for agents that weigh,
     a bar for each model's weight."""

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dqn_bt_atari
 import evaluate
+import export_agent
 import ppo_e2e_atari
 import pretrain_policy_atari
 from behavior_transfer.replay_buffer import Batch, ReplayBuffer
@@ -510,7 +511,7 @@ def test_a_full_buffer_is_stored_and_read_back(tmp_path):
     assert (tmp_path / "large.pt").stat().st_size < 40_000
 
 
-def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
+def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy, capsys):
     """The checkpoint holds the policy; evaluation opens it like any other."""
     run = main(make_args(tmp_path, extra_action=True, pretrained_policy=policy))
     agent = load_agent(run / "checkpoint.pt")
@@ -535,6 +536,11 @@ def test_an_agent_with_the_extra_action_plays_on_its_own(tmp_path, policy):
         "cuda": False,
     }
     evaluate.main(evaluate.Args(**flags, output_dir=str(tmp_path / "scores")))
+    assert "distinct (only starts differ)" not in capsys.readouterr().out  # the policy's actions are drawn
+    export_agent.main(export_agent.Args(str(run / "checkpoint.pt"), str(tmp_path / "small.pt")))
+    small = files.load(tmp_path / "small.pt", "checkpoint")["policy"]
+    assert {tensor.dtype for tensor in small.values()} == {torch.float16}
+    assert load_agent(tmp_path / "small.pt").act(obs, greedy=True).shape == (64,)
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["results"][0]["script"] == "dqn_bt_atari"
 
 
@@ -596,6 +602,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, policy, monkeypatch):
             r"need 1\.41 GB of disk, and 1\.00 GB are free; lower",
         ),
         ({"buffer_size": 10**12, "total_timesteps": 10**12}, "replay buffer need .* GB, and"),
+        ({"buffer_size": 10**12}, "--buffer-size 1000000000000: this system does not give 7056000.0 GB"),
     ):
         with pytest.raises(InputError, match=says):
             main(make_args(tmp_path, **flags))

@@ -4,6 +4,7 @@ input."""
 import csv
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,6 +278,12 @@ def test_fewer_models(agents, tmp_path):
     main(Args(checkpoint=(agents["wsa"],), drop_encoders=("state_representation",), output_dir=str(tmp_path), **quick))
     (row,) = files.read_csv(tmp_path / "results.csv")
     assert row["agent"].endswith(" without state_representation")
+    copy = tmp_path / "copy" / Path(agents["wsa"]).parent.name / Path(agents["wsa"]).name  # the same short name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(agents["wsa"], copy)
+    both = Args(checkpoint=(agents["wsa"], str(copy)), drop_encoders=("autoencoder",))
+    labels = [agent.label for agent in evaluate.open_agents(both, torch.device("cpu"))]
+    assert labels == [f"{agents['wsa']} without autoencoder", f"{copy} without autoencoder"]
     seeing = checkpoints.load_agent(Path(agents["wsa"]))
     adapter = seeing.agent.combiner.adapters["autoencoder"]
     seeing.drop("state_representation")
@@ -396,6 +403,9 @@ def test_flags_that_cannot_work(agents, tmp_path):
         (one | {"repeat_action_probability": 1.5}, "below 1"),
         (one | {"variation": ("mode:1+mode:0",)}, "names one thing twice"),
         (one | {"checkpoint": (agents["pong"], agents["pong"])}, "named twice"),
+        (one | {"env_id": "ALE/Breakout-v5"}, "--env-id is an option of --list-variations"),
+        (one | {"film_steps": 3}, "--film-steps is an option of --attention"),
+        (one | {"list_variations": True}, "of a game, not of an agent"),
         ({"list_variations": True, "env_id": "PongNoFrameskip-v4"}, "ALE/Pong-v5"),
     ):
         with pytest.raises(InputError, match=says):

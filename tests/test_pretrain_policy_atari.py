@@ -469,6 +469,8 @@ def test_the_summary_of_coverage():
         for i in range(2)
         for steps in (100, 200)
     ]
+    (equal,) = summary([game | {"places": "2"} for game in games], sets)
+    assert (equal["places in a game"], equal["from"], equal["to"]) == (2, 2, 2)
     (row,) = summary(games, sets)
     assert (row["places in a game"], row["from"], row["to"]) == (
         2,
