@@ -217,6 +217,11 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
     return row | {"first_difference": None if variation == UNCHANGED else first_difference(env_id, variation)}
 
 
+def half_width_of_mean(values: np.ndarray) -> float:
+    """Half the width of Student's 95% interval of the mean of several values; 0 where all are equal."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
 def summarise(games: list[tuple[int, int, bool]]) -> dict:
     """Mean, standard deviation (n - 1) and Student's 95% interval of the mean over games, and how many the frame limit
     cut off.
@@ -232,7 +237,7 @@ def summarise(games: list[tuple[int, int, bool]]) -> dict:
             distinct, last = distinct + 1, (score, length)
     scores = np.array([score for score, _, _ in games], dtype=float)
     mean, several = scores.mean(), len(scores) > 1
-    half_width = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores) if several else None
+    half_width = half_width_of_mean(scores) if several else None
     return {
         "games": len(games),
         "mean": float(mean),
@@ -374,8 +379,9 @@ def watch(agent: Evaluated, variation: str, args: Args, output: Path) -> None:
             done = terminated or truncated
             reward = int(reward) if atari else float(reward)
             total += reward
-            chosen = {} if atari else {f"action_{i}": number for i, number in enumerate(action[0].tolist())}
-            played = {"action": info["action"]} if atari else chosen
+            played = (
+                {"action": info["action"]} if atari else {f"action_{i}": x for i, x in enumerate(action[0].tolist())}
+            )
             row = {"step": len(steps), **played, "reward": reward, "score": total, "lives": info.get("lives", 0)}
             steps.append(row | dict(zip(names, weights, strict=True)))
             progress.update()

@@ -45,8 +45,8 @@ def main(args: Args) -> None:
     if largest > torch.finfo(torch.float16).max:
         raise InputError(f"{args.checkpoint}: a weight of {largest:.3g} does not fit into half precision.")
     if small.get("policy"):  # of dqn_bt_atari.py: only the extra action plays with it
-        halves = {name: half_if_finite(tensor) for name, tensor in small["policy"].items()}
-        small["policy"] = halves if checkpoint["args"]["extra_action"] else None
+        plays = checkpoint["args"]["extra_action"]
+        small["policy"] = {name: half_if_finite(x) for name, x in small["policy"].items()} if plays else None
     if "encoders" in checkpoint:
         frozen = checkpoints.load_agent(Path(args.checkpoint), pretrained_dir=args.pretrained_dir).frozen
         small["own_models"] = checkpoint["own_models"] | {

@@ -19,7 +19,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 import torch
 import tyro
 
@@ -27,6 +26,7 @@ import pretrain_policy_atari
 from behavior_transfer.coverage import coverage
 from environments.atari import MAX_FRAMES_PER_GAME, game_name, make_env
 from environments.ram import POSITION
+from evaluate import half_width_of_mean
 from housekeeping import checkpoints, files
 from housekeeping.flags import InputError
 from housekeeping.seeds import env_seeds
@@ -143,7 +143,7 @@ def summary(by_game: list[dict[str, str]], by_steps: list[dict[str, str]]) -> li
         ends = [row for row in by_steps if (row["game"], row["who"]) == (game, who)]
         most = max(int(row["steps"]) for row in ends)
         places, lengths = (np.array([float(row[what]) for row in mine]) for what in ("places", "steps"))
-        half_width = scipy.stats.t.ppf(0.975, len(places) - 1) * scipy.stats.sem(places)
+        half_width = half_width_of_mean(places)
         low, high = places.mean() - half_width, places.mean() + half_width
         last = [int(row["places"]) for row in ends if int(row["steps"]) == most]
         row = {"game": game, "player": who, "trained steps": int(mine[0]["trained_steps"]), "games": len(mine)}

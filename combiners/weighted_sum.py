@@ -76,15 +76,22 @@ class WeightedSum(Combiner):
 
     @torch.no_grad()
     def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
-        """How the scores fare on a batch of observations in random order; this is logged.
+        """How a combiner that has a context fares on a batch of observations in random order; this is logged.
 
-        "context_effect", of combiners that have a context: how much of the weights moves, in the mean, when an
-        observation is given another one's context: half the sum of the absolute differences, from 0 to 1.
+        "context_effect": how much of the weights moves, in the mean, when an observation is given another one's
+        context: half the sum of the absolute differences, from 0 to 1. And what `diagnose_scores` says.
         """
         if not self.uses_context:
             return {}
-        w, other = self.attention(embeddings, context), self.attention(embeddings, context.roll(1, dims=0))
-        return {"context_effect": (w - other).abs().sum(dim=1).mean().item() / 2}
+        e, c = self.adapt(embeddings, context)
+        with torch.autocast(e.device.type, enabled=False):
+            s, other = self.scores(e, c), self.scores(e, c.roll(1, dims=0))
+        effect = (s.softmax(dim=1) - other.softmax(dim=1)).abs().sum(dim=1).mean().item() / 2
+        return {"context_effect": effect} | self.diagnose_scores(s)
+
+    def diagnose_scores(self, s: torch.Tensor) -> dict[str, float]:
+        """What else a combiner logs of its scores (B, N)."""
+        return {}
 
     def forward(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> torch.Tensor:
         """{name: (B, *shape)} and (B, *context_shape) -> state h (B, features_dim)."""

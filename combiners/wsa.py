@@ -70,12 +70,6 @@ class WeightSharingAttention(WeightedSum):
         s = self.scorer(torch.cat([c[:, None].expand_as(e), e], dim=2)).squeeze(2)  # all models at once
         return s.relu() if self.kind == "published" else s.tanh() if self.kind == "bounded" else s
 
-    @torch.no_grad()
-    def diagnose(self, embeddings: dict[str, torch.Tensor], context: torch.Tensor) -> dict[str, float]:
-        """With "published" also "dead_scores": the share of scores held at 0 by its ReLU, where no gradient passes."""
-        found = super().diagnose(embeddings, context)
-        if self.kind == "published":
-            e, c = self.adapt(embeddings, context)
-            with torch.autocast(e.device.type, enabled=False):
-                found["dead_scores"] = (self.scores(e, c) == 0).float().mean().item()
-        return found
+    def diagnose_scores(self, s: torch.Tensor) -> dict[str, float]:
+        """With "published" "dead_scores": the share of scores that its ReLU holds at 0, where no gradient passes."""
+        return {"dead_scores": (s == 0).float().mean().item()} if self.kind == "published" else {}

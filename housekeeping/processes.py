@@ -103,7 +103,7 @@ def check_rollouts(args: Any) -> None:
         )
     if getattr(args, "norm_adv", True) and batch_size // args.num_minibatches < 2:
         raise InputError(
-            "a minibatch of 1 step has no advantages to normalise; lower --num-minibatches, or add --no-norm-adv."
+            "a minibatch of 1 step has no advantages to normalise; lower --num-minibatches, or raise --num-steps."
         )
     if args.total_timesteps < batch_size:
         raise InputError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")

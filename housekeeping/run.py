@@ -158,8 +158,9 @@ class Run:
         self.args = replace(args, precision=precision.choose(args.precision, self.device), resume=path and str(path))
         self.keeps_best = hasattr(args, "eval_interval")
         self.step = self.checkpoint["global_step"] if self.checkpoint else 0
-        best = path and path.with_name("best.pt")  # not the checkpoint's word: a copy of it has no best.pt beside it
-        self.best_return = checkpoints.entry_of(best, "best_return", -float("inf")) if best else -float("inf")
+        self.best_return = -float("inf")
+        if path:  # best.pt's word, not the checkpoint's: a copy of that has no best.pt beside it
+            self.best_return = checkpoints.entry_of(path.with_name("best.pt"), "best_return", self.best_return)
         self.last_games: deque[float] = deque(self.checkpoint["last_games"] if self.checkpoint else (), maxlen=100)
         self.dir: Path | None = None
         self.stopping = self.improved = self.due = False
@@ -274,13 +275,14 @@ class Run:
     def log_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         """Write losses, by name; raises InputError where one is no finite number, before what was saved is written
         over."""
-        for name, loss in losses.items():
-            if not loss.isfinite():
+        numbers = {name: loss.item() for name, loss in losses.items()}
+        for name, number in numbers.items():
+            if not np.isfinite(number):
                 raise InputError(
-                    f"step {step:,}: {name} is {loss.item()}, training has diverged; nothing was saved since the last "
+                    f"step {step:,}: {name} is {number}, training has diverged; nothing was saved since the last "
                     "checkpoint. A lower --learning-rate may help."
                 )
-        self.log(step, {f"losses/{name}": loss for name, loss in losses.items()})
+        self.log(step, {f"losses/{name}": number for name, number in numbers.items()})
 
     def log_games(self, games: Iterable[tuple[int, float, int]]) -> None:
         """Write finished games of all processes: agent step, raw score and length in agent steps of each."""
