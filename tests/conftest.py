@@ -1,6 +1,8 @@
 """Shared by the tests: the command line option for slow ones, and the folder of the committed models."""
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 # several tests at a time, so that each one, and what it starts, should keep to one core
@@ -28,6 +30,25 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def pretrained_dir() -> str:
     return str(ROOT / "pretrained")
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """What `python SCRIPT FLAGS` says and its exit status, without the seconds in which a process imports torch."""
+
+    def run(script: str, *flags: str) -> tuple[str | int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        capsys.readouterr()
+        status: str | int | None = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+        said = capsys.readouterr()
+        # as Python does: a sentence goes to stderr, and the status is 1
+        return (1, said.out, f"{said.err}{status}\n") if isinstance(status, str) else (status or 0, *said)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -127,14 +127,15 @@ def test_a_changed_command_is_refused(tmp_path):
     """Whether results or only checkpoints are there; an experiment that was made by an earlier revision is not run."""
     path = tiny(tmp_path)
     run = read_experiment(path)[1][0]
+    made = json.dumps(run.record | {"commands": ["ppo_e2e_atari.py --gamma 0.5"]})
     for folder, name in (("results", "run.json"), ("runs", "begun.json")):
         where = tmp_path / folder / "tiny" / run.name
         where.mkdir(parents=True)
-        (where / name).write_text(json.dumps(run.record | {"commands": ["ppo_e2e_atari.py --gamma 0.5"]}))
-        assert "made by other commands" in said_by(snakemake(tmp_path, "-n", "tiny"), 1)
-        with pytest.raises(InputError, match="made by other commands"):
-            run.is_recorded(where / name)
-        shutil.rmtree(tmp_path / folder)
+        (where / name).write_text(made)
+    with pytest.raises(InputError, match="made by other commands"):
+        run.is_finished(tmp_path / "results")
+    shutil.rmtree(tmp_path / "results")
+    assert "made by other commands" in said_by(snakemake(tmp_path, "-n", "tiny"), 1)
     path.write_text('earlier = "1e01900"\n' + TINY)
     assert "today's scripts no longer have its flags" in said_by(snakemake(tmp_path, "-n", "tiny"), 1)
 

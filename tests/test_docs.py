@@ -2,8 +2,6 @@
 
 import csv
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -142,14 +140,13 @@ def test_the_lottery_of_the_dead_relu():
             assert f"| {name}, {dim}, {game} | {cells} |" in page
 
 
-def test_a_class_pools_its_runs(tmp_path):
+def test_a_class_pools_its_runs(tmp_path, program):
     """Each run counts, also two of one seed; the CSV has the steps that a run has reached."""
 
     def pool(*folders: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "docs.lessons.pool", *folders, "--csv", str(tmp_path / "pooled.csv")]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
+        status, out, error = program("docs/lessons/pool.py", *folders, "--csv", str(tmp_path / "pooled.csv"))
+        assert status == code, error
+        return out + error
 
     for name, score in (("alice/Pong__my__arm__1__10", -10.0), ("bob/Pong__my__arm__1__20", -20.0)):
         with SummaryWriter(str(tmp_path / name)) as writer:

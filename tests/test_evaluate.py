@@ -5,8 +5,6 @@ import csv
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -448,11 +446,7 @@ def test_checkpoints_that_cannot_be_used(agents, tmp_path, pretrained_dir):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_says_one_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--checkpoint", "nothing.pt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (
-        done.returncode == 1
-        and done.stderr.strip() == "error: nothing.pt: there is no such file."
-        and list(tmp_path.iterdir()) == []
-    )
+def test_the_command_line_says_one_sentence(tmp_path, monkeypatch, program):
+    monkeypatch.chdir(tmp_path)
+    said = program("evaluate.py", "--checkpoint", "nothing.pt")
+    assert said == (1, "", "error: nothing.pt: there is no such file.\n") and list(tmp_path.iterdir()) == []

@@ -65,7 +65,8 @@ def args(tmp_path, models):
 
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+    found = [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+    return sorted(found, key=lambda scalar: scalar[0])  # files of one second are read in the order "10", "9"
 
 
 def separate_advantages(rewards, values, ends, next_value, gamma, lam):
@@ -779,10 +780,6 @@ def test_a_folder_that_cannot_be_written_is_refused(args, tmp_path):
         ppo_e2e_atari.main(args(ppo_e2e_atari, runs_dir=str(tmp_path / "file")))
 
 
-def run_script(*command, **options):
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
-
-
 def test_help_may_be_cut_short():
     """--help | head: no traceback where the reader has gone."""
     done = subprocess.run(f"{sys.executable} ppo_e2e_atari.py --help | :", shell=True, cwd=ROOT, capture_output=True)
@@ -792,18 +789,18 @@ def test_help_may_be_cut_short():
 @pytest.mark.parametrize(
     "script", ["ppo_e2e_atari.py", "ppo_wsa_atari.py", "pretrain_encoders.py", "probe_encoders.py"]
 )
-def test_a_person_sees_one_sentence(script):
-    result = run_script(script, "--env-id", "PongNoFrameskip-v4")
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines() == [
-        "error: --env-id PongNoFrameskip-v4: this project uses Gymnasium's present ids; write --env-id ALE/Pong-v5."
-    ]
+def test_a_person_sees_one_sentence(script, program):
+    assert program(script, "--env-id", "PongNoFrameskip-v4") == (
+        1,
+        "",
+        "error: --env-id PongNoFrameskip-v4: this project uses Gymnasium's present ids; write --env-id ALE/Pong-v5.\n",
+    )
 
 
-def test_an_unknown_precision_is_refused():
-    result = run_script("ppo_e2e_atari.py", "--precision", "half")
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert all(word in result.stderr for word in ("--precision", "half", "auto", "float32", "bfloat16"))
+def test_an_unknown_precision_is_refused(program):
+    status, _, said = program("ppo_e2e_atari.py", "--precision", "half")
+    assert status not in (0, None) and "Traceback" not in said
+    assert all(word in said for word in ("--precision", "half", "auto", "float32", "bfloat16"))
 
 
 def test_stored_models_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -824,7 +821,7 @@ def test_stored_models_are_found_from_any_folder(tmp_path, monkeypatch):
     ppo_wsa_atari.main(ppo_wsa_atari.Args(**small, num_minibatches=1, pretrained_dir="mine"))
 
 
-def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
+def test_resume_from_the_command_line_keeps_the_flags(tmp_path, program):
     """The flags of the first command need not be repeated; Ctrl-C ends it cleanly and the next command goes on."""
     flags = ["--num-envs", "2", "--num-steps", "16", "--runs-dir", str(tmp_path), "--torch-threads", "1"]
     first = subprocess.Popen(
@@ -839,7 +836,8 @@ def test_resume_from_the_command_line_keeps_the_flags(tmp_path):
     assert first.returncode == 0 and "stopped at step" in out
     (run,) = tmp_path.iterdir()
     done = files.load(run / "checkpoint.pt", "checkpoint")["global_step"]
-    result = run_script("ppo_e2e_atari.py", "--resume", str(run / "checkpoint.pt"), "--total-timesteps", str(done + 64))
-    assert result.returncode == 0, result.stderr
+    flags = ["--resume", str(run / "checkpoint.pt"), "--total-timesteps", str(done + 64)]
+    status, _, error = program("ppo_e2e_atari.py", *flags)
+    assert status == 0, error
     checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     assert checkpoint["global_step"] == done + 64 and checkpoint["args"]["num_steps"] == 16
