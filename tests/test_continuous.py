@@ -39,7 +39,7 @@ if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
 
 SMALL = {"num_envs": 2, "num_steps": 64, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 256}
 SMALL |= {"precision": "float32", "cuda": False, "torch_threads": 1}
-PLAIN = {"centre_embeddings": False}  # of WSA: saves the measuring
+PLAIN = {"centre_embeddings": False, "features_dim": 32}  # of WSA: saves the measuring, and large matrices
 
 
 @pytest.fixture(scope="module")

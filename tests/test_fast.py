@@ -1,7 +1,9 @@
 """Every fast path against the plain one: folded models, bfloat16, rows taken, several processes, refusals."""
 
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -264,17 +266,32 @@ def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(
 # ---------------------------------------------------------- several processes
 
 
-def torchrun(*command: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+def in_two(*command: str, cwd: Path) -> None:
+    """A program in two processes, with the environment that torchrun gives them, and without the time it takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=os.environ | shared | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
     """One update over gloo, each process on half of the minibatch, against one process on all of it: gradients and
     weights within 1e-5."""
-    done = torchrun(str(ROOT / "tests" / "two_processes.py"), str(tmp_path / "two.pt"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    in_two(str(ROOT / "tests" / "two_processes.py"), str(tmp_path / "two.pt"), cwd=tmp_path)
     two = torch.load(tmp_path / "two.pt")
     assert two["ranks"] == [0, 1]
     one = update(slice(None))
@@ -286,40 +303,26 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     """It plays both shares of the games, saves once, and goes on with --resume, alone or together."""
-    flags = [
-        "--num-envs",
-        "4",
-        "--num-steps",
-        "16",
-        "--total-timesteps",
-        "128",
-        "--cuda",
-        "False",
-        "--max-frames-per-game",
-        "60",
-    ]
-    flags += [
-        "--encoders",
-        *LIGHT["encoders"],
-        "--no-centre-embeddings",
-        "--features-dim",
-        "32",
-        "--pretrained-dir",
-        pretrained_dir,
-        "--runs-dir",
-        str(tmp_path),
-    ]
-    done = torchrun(str(ROOT / "ppo_wsa_atari.py"), *flags, cwd=tmp_path)
+    flags = shlex.split("--num-envs 4 --num-steps 16 --total-timesteps 128 --cuda False --max-frames-per-game 60")
+    flags += ["--encoders", *LIGHT["encoders"], "--no-centre-embeddings", "--features-dim", "32"]
+    flags += ["--pretrained-dir", pretrained_dir, "--runs-dir", str(tmp_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "ppo_wsa_atari.py"), *flags],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 processes with 1 CPU thread each" in done.stdout and done.stdout.count("done at step 128") == 1
     (run,) = tmp_path.glob("Pong__*")
     checkpoint = files.load(run / "checkpoint.pt", "checkpoint")
     # each of the four environments was cut off twice
     assert checkpoint["global_step"] == 128 and len(checkpoint["last_games"]) == 8
-    again = torchrun(
-        str(ROOT / "ppo_wsa_atari.py"), "--resume", str(run / "checkpoint.pt"), "--total-timesteps", "192", cwd=tmp_path
-    )
-    assert again.returncode == 0, again.stderr
+    resume = ["--resume", str(run / "checkpoint.pt"), "--total-timesteps", "192"]
+    in_two(str(ROOT / "ppo_wsa_atari.py"), *resume, cwd=tmp_path)
     assert files.load(run / "checkpoint.pt", "checkpoint")["global_step"] == 192
     alone = ppo_wsa_atari.Args(**checkpoint["args"] | {"resume": str(run / "checkpoint.pt"), "total_timesteps": 256})
     ppo_wsa_atari.main(alone)
@@ -379,6 +382,7 @@ def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
         "num_steps": 8,
         "total_timesteps": 16,
         "update_epochs": 1,
+        "centre_embeddings": False,
         "cuda": False,
         "precision": "float32",
     }
@@ -388,7 +392,7 @@ def test_all_threads_flush_denormals(tmp_path, pretrained_dir):
         "print(torch.get_num_threads(), (torch.full((4_000_000,), 3e-38) * "
         "0.1).view(torch.int32).count_nonzero().item())"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # beside another test
     done = subprocess.run(
         [sys.executable, "-c", f"{run}; {count}"], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -807,6 +807,7 @@ def test_stored_models_are_found_from_any_folder(tmp_path, monkeypatch):
     """The default is the repository's pretrained/; a relative folder of one's own is looked for where one is."""
     monkeypatch.chdir(tmp_path)
     small = {"encoders": ("state_representation",), "num_envs": 2, "num_steps": 8, "total_timesteps": 16, "cuda": False}
+    small["centre_embeddings"] = False
     run = ppo_wsa_atari.main(ppo_wsa_atari.Args(**small, num_minibatches=1))
     assert run.resolve().parent == tmp_path / "runs"
     assert files.load(run / "checkpoint.pt", "checkpoint")["args"]["pretrained_dir"] is None
