@@ -81,13 +81,15 @@ def plot_weights(steps: list[dict], names: tuple[str, ...], title: str, path: Pa
     figure, (axis, events) = plt.subplots(
         2, 1, figsize=(11, 4.8), sharex=True, layout="constrained", height_ratios=[6, 1], gridspec_kw={"hspace": 0.02}
     )
+    equal = all(row[name] == row[names[0]] for row in steps for name in names)
     for i, name in enumerate(names):
         weight = np.array([row[name] for row in steps])
         axis.plot(x, weight, color=f"C{i}", linewidth=0.6, alpha=0.35)
         smooth = np.convolve(weight, np.ones(window), "same") / np.convolve(
             np.ones(len(weight)), np.ones(window), "same"
         )
-        axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=1.6, label=name)
+        width = 1.6 + 3 * equal * (len(names) - 1 - i)  # equal weights: each line on top of a wider one
+        axis.plot(x, smooth[: len(x)], color=f"C{i}", linewidth=width, label=name)
     axis.axhline(1 / len(names), color="grey", linestyle=":", label=f"1/N = {1 / len(names):.2f}")
     lives, rewards = (np.array([row[name] for row in steps]) for name in ("lives", "reward"))
     kinds = {
