@@ -31,7 +31,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from scipy import stats
+from scipy.special import stdtrit
 from tqdm import tqdm
 
 from environments import folder_name, rendered
@@ -219,7 +219,7 @@ def play(act, env_id: str, variation: str, sticky: float, args: Args, descriptio
 
 def half_width_of_mean(values: np.ndarray) -> float:
     """Half the width of Student's 95% interval of the mean of several values; 0 where all are equal."""
-    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values))
 
 
 def summarise(games: list[tuple[int, int, bool]]) -> dict:
