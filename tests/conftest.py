@@ -1,4 +1,5 @@
-"""Shared by the tests: the command line option for slow ones, and the folder of the committed models."""
+"""Shared by the tests: the command line option for slow ones, the folder of the committed models, a program run in this
+process."""
 
 import os
 import runpy

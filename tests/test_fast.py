@@ -283,9 +283,13 @@ def in_two(*command: str, cwd: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in both:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    try:
+        for process in both:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in both:  # one that waits for the other
+            process.kill()
 
 
 def test_two_processes_learn_what_one_does(tmp_path):

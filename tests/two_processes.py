@@ -1,4 +1,4 @@
-"""Run by tests/test_fast.py under torchrun: one update of the end-to-end agent, each process on its share of one
+"""Run by tests/test_fast.py in two processes: one update of the end-to-end agent, each process on its share of one
 minibatch."""
 
 import sys
