@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ppo import events_of
 from two_processes import update
 
 import dqn_bt_atari
@@ -27,6 +28,7 @@ from housekeeping.flags import InputError
 from housekeeping.memory import take_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # of programs that run in another folder
 PONG = ("state_representation", "keypoint_features", "keypoint_maps", "object_masks", "autoencoder")
 SMALL = {"num_envs": 2, "num_steps": 16, "total_timesteps": 64, "cuda": False, "precision": "float32"}
 LIGHT = {"encoders": ("state_representation", "autoencoder"), "features_dim": 32, "centre_embeddings": False}
@@ -38,7 +40,7 @@ def frames() -> torch.Tensor:
 
 
 def losses(run: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    events = events_of(run)
     return {
         tag: [event.value for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
@@ -271,7 +273,7 @@ def in_two(*command: str, cwd: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = ONE_THREAD | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [
         subprocess.Popen(
             [sys.executable, *command],
@@ -314,7 +316,7 @@ def test_a_run_of_two_processes(tmp_path, pretrained_dir):
     done = subprocess.run(
         [*torchrun, str(ROOT / "ppo_wsa_atari.py"), *flags],
         cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | ONE_THREAD,
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ppo import events_of
 
 import dqn_bt_atari
 import ppo_e2e_atari
@@ -241,7 +241,7 @@ def test_a_run_in_a_folder_of_ones_own(tmp_path, capsys):
         ppo_e2e_atari.main(small_run(run_dir=str(folder), total_timesteps=256, gamma=0.5, **constant))
     with pytest.raises(InputError, match="--run-dir and --resume: give one of them"):
         ppo_e2e_atari.main(small_run(run_dir=str(folder), resume=str(run / "checkpoint.pt")))
-    events = EventAccumulator(str(folder)).Reload()
+    events = events_of(folder)
     assert [event.step for event in events.Scalars("charts/SPS")] == [32, 64, 96, 128]  # each once
 
 
@@ -259,7 +259,7 @@ def test_what_a_killed_attempt_logged_is_not_counted_twice(tmp_path, monkeypatch
     assert not (folder / "checkpoint.pt").exists()
     monkeypatch.setattr(files, "save", saved)
     ppo_e2e_atari.main(small_run(run_dir=str(folder)))
-    events = EventAccumulator(str(folder)).Reload()
+    events = events_of(folder)
     assert [event.step for event in events.Scalars("charts/SPS")] == [32, 64]
 
 

@@ -4,6 +4,7 @@ bad input."""
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,19 @@ def args(tmp_path, models):
     return make
 
 
+def events_of(run: Path) -> EventAccumulator:
+    """What TensorBoard reads of a run. Its files in the order in which they were written: of a folder it takes those of
+    one second, which only tests have, in the order "10", "9"."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = Path(folder) / "events.out.tfevents.0"
+        paths = sorted(run.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns)
+        one.write_bytes(b"".join(path.read_bytes() for path in paths))
+        return EventAccumulator(str(one), size_guidance={"scalars": 0}).Reload()
+
+
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    found = [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
-    return sorted(found, key=lambda scalar: scalar[0])  # files of one second are read in the order "10", "9"
+    events = events_of(run)
+    return [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
 
 
 def separate_advantages(rewards, values, ends, next_value, gamma, lam):
@@ -799,7 +809,7 @@ def test_a_person_sees_one_sentence(script, program):
 
 def test_an_unknown_precision_is_refused(program):
     status, _, said = program("ppo_e2e_atari.py", "--precision", "half")
-    assert status not in (0, None) and "Traceback" not in said
+    assert status != 0 and "Traceback" not in said
     assert all(word in said for word in ("--precision", "half", "auto", "float32", "bfloat16"))
 
 
