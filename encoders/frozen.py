@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from encoders import ENCODERS, PRETRAINED, load_encoder
-from encoders.fast import folded
+from encoders.fast import Recording, folded
 from encoders.own_model import make_own_model
 from environments import folder_name, random_play
 from environments.rendered import is_rendered
@@ -112,6 +112,7 @@ class FrozenModels(nn.Module):
         self.fast: dict[str, nn.Module] = {}
         self.centre: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # mean and scale of each embedding
         self.precision = "float32"
+        self.recordings: dict[tuple, Recording] = {}  # by models and shape of the batch
 
     @property
     def own(self) -> dict[str, nn.Module]:
@@ -157,6 +158,7 @@ class FrozenModels(nn.Module):
         """
         self.to(device)
         self.precision = precision
+        self.recordings.clear()
         for name, model in self.models.items():
             if type(model) in ENCODERS.values():
                 self.fast[name] = folded(model)  # fast: each batch norm is computed with the convolution before it
@@ -184,9 +186,19 @@ class FrozenModels(nn.Module):
     def forward(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """uint8 (B, 4, 84, 84) -> {name: embedding (B, *shape)} of the models named and the context, in the
         precision."""
+        names = self.wanted(names)
+        if not obs.is_cuda or any(type(self.models[name]) not in ENCODERS.values() for name in names):
+            return self.compute(obs, names)  # one's own model may do what cannot be recorded
+        key = (names, obs.shape)
+        if key not in self.recordings:
+            self.recordings[key] = Recording(lambda obs: self.compute(obs, names), obs)
+        return self.recordings[key](obs)  # fast: on a GPU all kernels are started as one
+
+    def compute(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The same, for exactly these models, kernel by kernel."""
         embeddings, dtype = {}, getattr(torch, self.precision)
         with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
-            for name in self.wanted(names):
+            for name in names:
                 embeddings[name] = self.fast.get(name, self.models[name])(obs)
         for name in self.centre.keys() & embeddings.keys():
             mean, scale = self.centre[name]
