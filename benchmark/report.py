@@ -110,7 +110,9 @@ def without_halts(steps: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def read_games(runs: list[Run], results_dir: Path) -> pd.DataFrame:
-    """A row per training game of the finished runs: which run's, step, seconds, raw_score, and the curve there."""
+    """A row per training game of the finished runs: which run's, whether on a GPU, step, seconds, raw_score, and the
+    curve there.
+    """
     found = []
     for run in runs:
         path = results_dir / run.experiment / run.name / "curve.csv"
@@ -120,7 +122,8 @@ def read_games(runs: list[Run], results_dir: Path) -> pd.DataFrame:
                 curve = running_mean(games.step.to_numpy(), games.raw_score.to_numpy(), END * games.step.max())
                 if "--eval-interval" not in run.commands[0]:  # an evaluation would look like a halt
                     games["seconds"] = without_halts(games.step.to_numpy(), games.seconds.to_numpy())
-                found.append(games.assign(game=run.game, arm=run.arm, seed=run.seed, curve=curve, run=run))
+                gpu = "gpu" in json.loads(path.with_name("run.json").read_text())["machine"]
+                found.append(games.assign(game=run.game, arm=run.arm, seed=run.seed, curve=curve, gpu=gpu, run=run))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -176,7 +179,8 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
             row["evaluation: games"] = (
                 games_said(game, *evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
             )
-            row["minutes"] = f"{ends.seconds.mean() / 60:.0f}"
+            minutes = ends.groupby("gpu").seconds.mean() / 60
+            row["minutes"] = ", ".join(f"{mean:.0f}" + " (GPU)" * gpu for gpu, mean in minutes.items())
             published = ends.run.iloc[0].published
             rows.append(row | {"published": "" if published is None else f"{published:g}"})
     return pd.DataFrame(rows)
@@ -307,21 +311,24 @@ def tables(runs: list[Run], results_dir: Path) -> dict[str, pd.DataFrame]:
 
 
 def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth of the run") -> None:
-    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, each step at the mean of the
-    seeds' minutes.
+    """Curves of one game: mean and range over seeds, as far as all seeds go; over time, where either all runs or none
+    had a GPU, each step at the mean of the seeds' minutes.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    labels = ["million agent steps", "minutes (mean of seeds), without halts"][: 3 - games.gpu.nunique()]
+    size = (3 + 4 * len(labels), 4.8)
+    figure, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    axes = axes[0]
     for number, (arm, of_arm) in enumerate(games.groupby("arm", sort=False)):
         mine = [one for _, one in of_arm.groupby("seed", sort=False)]
         steps = np.linspace(max(one.step.iloc[0] for one in mine), min(one.step.iloc[-1] for one in mine), 200)
         minutes = np.mean([np.interp(steps, one.step, one.seconds) for one in mine], axis=0) / 60
         curves = np.array([np.interp(steps, one.step, one.curve) for one in mine])
         colour, line = f"C{number % 10}", "-" if number < 10 else "--"
-        for axis, grid in zip(axes, (steps / 1e6, minutes), strict=True):
+        for axis, grid in zip(axes, (steps / 1e6, minutes), strict=False):
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
                 axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    for axis, label in zip(axes, ("million agent steps", "minutes (mean of seeds), without halts"), strict=True):
+    for axis, label in zip(axes, labels, strict=True):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"raw score, mean {said}")
@@ -385,7 +392,7 @@ def old_curves() -> pd.DataFrame:
         running_mean(one.step.to_numpy(), one.raw_score.to_numpy(), WINDOW)
         for _, one in games.groupby("arm", sort=False)
     ]
-    return games.assign(curve=np.concatenate(curves))
+    return games.assign(curve=np.concatenate(curves), gpu=False)
 
 
 def curves_table() -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
@@ -270,7 +271,8 @@ def test_intervals():
 
 @needs_report
 @pytest.mark.parametrize(
-    "name", ["modes_small", "transfer_small", "scorer_small", "claims_light_small", "one_model_small"]
+    "name",
+    ["modes_small", "transfer_small", "scorer_small", "claims_light_small", "four_models_small", "one_model_small"],
 )
 def test_scores_are_those_of_the_raw_files(name):
     """Every score of the table, with the csv module and NumPy only."""
@@ -298,6 +300,22 @@ def test_scores_are_those_of_the_raw_files(name):
         if at:
             expected = {"game": row["game"], "arm": row["arm"]} | {step: " ".join(each) for step, each in at.items()}
             assert next(on_the_way) == expected
+
+
+@needs_report
+def test_times_with_and_without_a_gpu_are_not_compared(tmp_path):
+    """Each has its own mean, and a picture with both has no axis of time."""
+    runs = read_experiment(EXPERIMENTS / "four_models_small.toml")[1]
+    games = report.read_games(runs, RESULTS)
+    assert set(games[games.gpu].arm) == {"wsa", "wsa_published"} and not games[games.arm == "end_to_end"].gpu.any()
+    mixed = games[(games.game == "Breakout") & (games.seed == 1) & (games.arm != "wsa_published")]
+    cpu, gpu = (mixed[mixed.arm == arm].seconds.iloc[-1] / 60 for arm in ("end_to_end", "wsa"))
+    table = report.score_table(mixed.assign(seed=mixed.arm, arm="both"), RESULTS)
+    assert table.minutes.item() == f"{cpu:.0f}, {gpu:.0f} (GPU)"
+    report.plot(games[games.game == "Breakout"], "", tmp_path / "both.png")
+    report.plot(games[games.gpu], "", tmp_path / "gpu.png")
+    widths = [plt.imread(tmp_path / name).shape[1] for name in ("both.png", "gpu.png")]
+    assert widths == [770, 1210]
 
 
 @needs_report
