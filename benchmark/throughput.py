@@ -102,6 +102,7 @@ class Case:
     kept_embeddings: bool = True  # off: the frozen models run again for each minibatch
     channels_last: bool = True
     folded_batch_norm: bool = True
+    recorded_kernels: bool = True  # off: a GPU's kernels of the frozen models are started one by one
     composed_convolutions: bool = True
     fused_adam: bool = True
     freed_memory_kept: bool = True  # off: it goes back to the system, and new pages are asked for
@@ -111,6 +112,7 @@ class Case:
 
 def cases(args: Args) -> list[Case]:
     """All cases, in the order of the table."""
+    on_gpu = devices.on_cuda(args.cuda)
     e2e, four, light = (
         Case("script", "end to end"),
         Case("script", "WSA, four models"),
@@ -141,6 +143,7 @@ def cases(args: Args) -> list[Case]:
         replace(four, name="script, without channels_last", channels_last=False),
         replace(four, name="script, without folded batch norm", folded_batch_norm=False),
         replace(four, name="script, without composed convolutions", composed_convolutions=False),
+        *([replace(four, name="script, without recorded kernels", recorded_kernels=False)] if on_gpu else []),
         replace(four, name="script, without fused Adam", fused_adam=False),
         replace(four, name="script, without keeping freed memory", freed_memory_kept=False),
         light,
@@ -220,6 +223,7 @@ class Loop:
                 for model in (*self.frozen.models.values(), *self.frozen.fast.values()):
                     model.to(memory_format=torch.contiguous_format)
             self.frozen.to(device)
+            self.see = self.frozen if case.recorded_kernels else self.see_kernel_by_kernel
         self.agent.to(device, memory_format=torch.channels_last if case.channels_last else torch.contiguous_format)
         self.optimizer = torch.optim.Adam(
             self.agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True if case.fused_adam else None
@@ -243,6 +247,10 @@ class Loop:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
         return result
 
+    def see_kernel_by_kernel(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """What the frozen models say, without a recording."""
+        return self.frozen.compute(obs, self.frozen.wanted(names))
+
     def look(self, obs: np.ndarray) -> dict[str, torch.Tensor]:
         """Observations as the rollout keeps them: {"obs": ...} or {model: embedding}."""
         x = to_device(obs, self.device)
@@ -250,7 +258,7 @@ class Loop:
             x = x.contiguous(memory_format=torch.channels_last)
         seen = {"obs": x if self.case.uint8_storage else x.float()}
         if self.frozen is not None:
-            embeddings = self.timed("frozen models", self.frozen, x, self.agent.names)
+            embeddings = self.timed("frozen models", self.see, x, self.agent.names)
             seen = embeddings if self.case.kept_embeddings else embeddings | seen
         return seen
 
@@ -307,7 +315,7 @@ class Loop:
                     seen = {name: values[inds] for name, values in self.kept.items()}
                 if self.frozen is not None and not self.case.kept_embeddings:
                     obs = seen["obs"] if self.case.uint8_storage else seen["obs"].byte()
-                    seen = self.timed("frozen models in the update", self.frozen, obs, self.agent.names)
+                    seen = self.timed("frozen models in the update", self.see, obs, self.agent.names)
                 free = torch.ones(len(inds), dtype=torch.bool, device=self.device)
                 normalised = processes.normalise(b_advantages[inds], free)
                 seen, of_rollout = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from docs.lessons.weights_by_place import places
 from docs.models import draw, likeness, on_what_moves
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,7 @@ def test_what_one_sees_after_some_steps():
     # the number of seeds is a word there
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
     four = [curve_of(f"results/scorers_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
+    on_gpu = [curve_of("results/four_models_small/wsa__Pong__1/curve.csv")]
     light = [curve_of(f"results/models_light_small/new_state__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
     longer = [curve_of(f"results/claims_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
     pixels = [
@@ -100,7 +102,8 @@ def test_what_one_sees_after_some_steps():
     for (steps,), *columns in numbers:
         pairs = zip(columns[::2], columns[1::2], strict=True)
         # minutes: of a seed that was neither halted nor one of three jobs on two cores
-        shown = ((longer, 0) if steps > 150_000 else (light, 1), (four, 0), (pixels, 0))
+        far = steps > 150_000
+        shown = ((longer, 0) if far else (light, 1), (on_gpu if far else four, 0), (pixels, 0))
         for (minutes, scores), (curves, quiet) in zip(pairs, shown, strict=True):
             longest = max(int(curve[-1]["step"]) for curve in curves)
             assert bool(scores) == (steps <= longest * 1.03), "not run"
@@ -113,7 +116,8 @@ def test_what_one_sees_after_some_steps():
 
 
 def test_speeds_on_a_gpu():
-    """docs/speed.md's table, from benchmark/gpu_h200.csv: the lowest and the highest of each machine."""
+    """docs/speed.md's tables: from benchmark/gpu_h200.csv the lowest and the highest of each machine; from
+    benchmark/gpu_h100.csv, and its ratio."""
     rows, page = curve_of("gpu_h200.csv"), (ROOT / "docs" / "speed.md").read_text()
     for what in {row["what"] for row in rows}:
         cells = []
@@ -122,6 +126,31 @@ def test_speeds_on_a_gpu():
             cells.append(f"{min(found)} to {max(found)}" if min(found) < max(found) else f"{found[0]}")
         name = {"keypoint_features": "Transporter"}.get(what, what.replace("_", " "))
         assert re.search(rf"\| [^|]*{name}[^|]* \| {cells[0]} \| {cells[1]} \|", page), what
+    alone, beside = (
+        {r["what"]: r["steps_per_second"] for r in curve_of("gpu_h100.csv") if r["at_a_time"] == n} for n in "12"
+    )
+    table = dict(re.findall(r"^\| (?:WSA, )?([^|(]+?)(?: \(.*\))? \| (\d+) \|$", page, flags=re.MULTILINE))
+    assert table == alone
+    ratio = int(alone["four models"]) / int(alone["four models, kernel by kernel"])
+    assert (
+        f"{ratio:.2f} times as fast. Where both ran beside each other it was {' and '.join(beside.values())}." in page
+    )
+
+
+def test_the_weights_follow_the_ball():
+    """docs/evaluation.md's table is its raw file's, and that is what the actions played again give."""
+    folder = ROOT / "benchmark" / "evaluation" / "attention_breakout"
+    steps, rows = curve_of(str(folder / "steps.csv")), curve_of(str(folder / "ball.csv"))
+    height = places("Breakout", steps, 101)
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    for row in rows:
+        low, high = map(int, row["ball_y"].split(" to "))
+        mine = [one for one, y in zip(steps, height, strict=True) if low <= y <= high]
+        means = [f"{np.mean([float(one[name]) for one in mine]):.3f}" for name in list(row)[2:]]
+        assert [str(len(mine)), *means] == list(row.values())[1:]
+        numbers = r" \| ".join([row["steps"], *means])
+        shown = re.search(rf"\| {row['ball_y']}[^|]* \| {numbers} \|", page)
+        assert bool(shown) == (len(mine) > 30)
 
 
 def test_the_lottery_of_the_dead_relu():

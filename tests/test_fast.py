@@ -22,7 +22,7 @@ import pretrain_policy_atari
 from combiners import COMBINERS
 from encoders import ENCODERS, PRETRAININGS, load_encoder
 from encoders.fast import folded
-from encoders.frozen import typical_frames
+from encoders.frozen import FrozenModels, typical_frames
 from housekeeping import files, precision, processes
 from housekeeping.flags import InputError
 from housekeeping.memory import take_rows
@@ -74,6 +74,26 @@ def test_folding_is_the_formula():
         model[1].running_var.fill_(9.0 - model[1].eps)
     copy = folded(model)
     assert copy[0].weight.item() == pytest.approx(2.0) and copy[0].bias.item() == pytest.approx((1 - 4) * 3 / 3 + 0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are recorded on a GPU only")
+def test_recorded_kernels_say_the_same(frames, pretrained_dir):
+    """For batches of two sizes in turns, and what was said before stays; one's own model is not recorded."""
+    device = torch.device("cuda")
+    frozen = FrozenModels("ALE/Pong-v5", PONG[:4], "autoencoder", pretrained_dir=pretrained_dir)
+    frozen.prepare("bfloat16", device, centre=True)
+    batches = [frames[start:end].to(device) for start, end in ((0, 8), (8, 16), (0, 3), (16, 24), (3, 6))]
+    said = [frozen(batch, PONG[:4]) for batch in batches]
+    assert len(frozen.recordings) == 2
+    with torch.no_grad():
+        for batch, embeddings in zip(batches, said, strict=True):
+            plain = frozen.compute(batch, PONG)
+            assert embeddings.keys() == plain.keys() and all(
+                torch.equal(embeddings[name], plain[name]) for name in plain
+            )
+    own = FrozenModels("ALE/Pong-v5", ("torch.nn:Flatten",))
+    own.prepare("bfloat16", device)
+    assert own(batches[0], ("Flatten",)).keys() == {"Flatten"} and not own.recordings
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 6), (1, 5, 6), (4, 1, 1)])
