@@ -151,6 +151,13 @@ def test_the_weights_follow_the_ball():
         numbers = r" \| ".join([row["steps"], *means])
         shown = re.search(rf"\| {row['ball_y']}[^|]* \| {numbers} \|", page)
         assert bool(shown) == (len(mine) > 30)
+    steps = curve_of("evaluation/attention/steps.csv")
+    across = places("Pong", steps, 49)
+    means = [
+        np.mean([float(one["autoencoder"]) for one, x in zip(steps, across, strict=True) if left <= x < left + 20])
+        for left in (60, 160)
+    ]
+    assert "It is {:.2f} where the ball is to the left of the middle, and {:.2f} before".format(*means) in page
 
 
 def test_the_lottery_of_the_dead_relu():
