@@ -160,6 +160,15 @@ def test_the_weights_follow_the_ball():
     assert "It is {:.2f} where the ball is to the left of the middle, and {:.2f} before".format(*means) in page
 
 
+def test_scores_without_one_model():
+    """docs/evaluation.md's row: from benchmark/evaluation/drop_breakout.csv, in its order."""
+    rows = curve_of("evaluation/drop_breakout.csv")
+    names = [row["agent"].rpartition("without ")[2].replace("_", " ") for row in rows[1:]]
+    assert f"| all | without {' | without '.join(names)} |" in (page := (ROOT / "docs" / "evaluation.md").read_text())
+    means = " | ".join(f"{float(row['mean']):.1f}" for row in rows)
+    assert f"| {means} |" in page
+
+
 def test_the_lottery_of_the_dead_relu():
     """docs/combining.md's table of dead scores: from docs/lessons/dead_scores.csv."""
     with open(ROOT / "docs" / "lessons" / "dead_scores.csv", newline="") as file:
