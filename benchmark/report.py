@@ -314,7 +314,9 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
     """Curves of one game: mean and range over seeds, as far as all seeds go; over time, where either all runs or none
     had a GPU, each step at the mean of the seeds' minutes.
     """
-    labels = ["million agent steps", "minutes (mean of seeds), without halts"][: 3 - games.gpu.nunique()]
+    labels = ["million agent steps"]
+    if games.gpu.nunique() == 1:
+        labels.append("minutes (mean of seeds), without halts")
     size = (3 + 4 * len(labels), 4.8)
     figure, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, layout="constrained", squeeze=False)
     axes = axes[0]

@@ -134,6 +134,7 @@ def cases(args: Args) -> list[Case]:
             vector_envs=False,
             kept_embeddings=False,
             folded_batch_norm=False,
+            recorded_kernels=False,
             composed_convolutions=False,
             **nothing,
         ),

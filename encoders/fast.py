@@ -32,26 +32,28 @@ def folded(model: nn.Module) -> nn.Module:
 class Recording:
     """What frozen models compute of a batch on a GPU, as a CUDA graph: hundreds of small kernels are started as one.
 
-    For a few observations a GPU computes faster than Python starts kernels. The kernels are those of `function`, and so
-    are the numbers; batches must have the example's shape.
+    For a few observations a GPU computes faster than Python starts kernels. The kernels are those of `function`.
 
     Args:
         function: observations -> {name: embedding}, with no copy from or to the CPU.
-        example: observations on the GPU.
+        example: observations on the GPU; every call's must have their shape.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], dict[str, torch.Tensor]], example: torch.Tensor):
-        self.obs, self.graph = example.clone(), torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # libraries set themselves up at their first calls, which is not to be recorded
+        # the graph reads and writes the same memory at each replay
+        self.input, self.graph = example.clone(), torch.cuda.CUDAGraph()
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # libraries set themselves up at their first calls: not to be recorded
             for _ in range(3):
-                function(self.obs)
-        torch.cuda.current_stream().wait_stream(beside)
+                function(self.input)
+        torch.cuda.current_stream().wait_stream(side_stream)
         with torch.cuda.graph(self.graph):
-            self.embeddings = function(self.obs)
+            self.output = function(self.input)
 
     def __call__(self, obs: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.obs.copy_(obs)
+        if obs.shape != self.input.shape:  # copy_ would repeat a smaller batch
+            raise ValueError(f"recorded for observations {tuple(self.input.shape)}, not {tuple(obs.shape)}.")
+        self.input.copy_(obs)
         self.graph.replay()
-        return {name: z.clone() for name, z in self.embeddings.items()}  # the next replay writes over them
+        return {name: z.clone() for name, z in self.output.items()}  # the next replay writes over them

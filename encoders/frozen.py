@@ -191,11 +191,14 @@ class FrozenModels(nn.Module):
             return self.compute(obs, names)  # one's own model may do what cannot be recorded
         key = (names, obs.shape)
         if key not in self.recordings:
-            self.recordings[key] = Recording(lambda obs: self.compute(obs, names), obs)
+            if any(recorded != names for recorded, _ in self.recordings):  # memory of models that have come or gone
+                self.recordings.clear()
+            self.recordings[key] = Recording(functools.partial(self.compute, names=names), obs)
         return self.recordings[key](obs)  # fast: on a GPU all kernels are started as one
 
+    @torch.no_grad()
     def compute(self, obs: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """The same, for exactly these models, kernel by kernel."""
+        """What `forward` gives, of exactly the models named, without a recording."""
         embeddings, dtype = {}, getattr(torch, self.precision)
         with precision.autocast(self.precision, obs.device):  # fast, where it is bfloat16
             for name in names:

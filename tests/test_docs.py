@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from docs.lessons.weights_by_place import places
+from docs.lessons.weights_by_place import mean_weights, places
 from docs.models import draw, likeness, on_what_moves
+from housekeeping.flags import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmark" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -132,32 +133,37 @@ def test_speeds_on_a_gpu():
     table = dict(re.findall(r"^\| (?:WSA, )?([^|(]+?)(?: \(.*\))? \| (\d+) \|$", page, flags=re.MULTILINE))
     assert table == alone
     ratio = int(alone["four models"]) / int(alone["four models, kernel by kernel"])
-    assert (
-        f"{ratio:.2f} times as fast. Where both ran beside each other it was {' and '.join(beside.values())}." in page
-    )
+    both = [int(rate) for rate in beside.values()]
+    again = f"{both[0] / both[1]:.2f} times in another ({both[0]} and {both[1]}, at the same time)"
+    assert f"{ratio:.2f} times as fast in this pair of runs, {again}." in page
 
 
 def test_the_weights_follow_the_ball():
     """docs/evaluation.md's table is its raw file's, and that is what the actions played again give."""
-    folder = ROOT / "benchmark" / "evaluation" / "attention_breakout"
-    steps, rows = curve_of(str(folder / "steps.csv")), curve_of(str(folder / "ball.csv"))
-    height = places("Breakout", steps, 101)
-    page = (ROOT / "docs" / "evaluation.md").read_text()
-    for row in rows:
-        low, high = map(int, row["ball_y"].split(" to "))
-        mine = [one for one, y in zip(steps, height, strict=True) if low <= y <= high]
-        means = [f"{np.mean([float(one[name]) for one in mine]):.3f}" for name in list(row)[2:]]
-        assert [str(len(mine)), *means] == list(row.values())[1:]
-        numbers = r" \| ".join([row["steps"], *means])
-        shown = re.search(rf"\| {row['ball_y']}[^|]* \| {numbers} \|", page)
-        assert bool(shown) == (len(mine) > 30)
-    steps = curve_of("evaluation/attention/steps.csv")
-    across = places("Pong", steps, 49)
-    means = [
-        np.mean([float(one["autoencoder"]) for one, x in zip(steps, across, strict=True) if left <= x < left + 20])
-        for left in (60, 160)
-    ]
-    assert "It is {:.2f} where the ball is to the left of the middle, and {:.2f} before".format(*means) in page
+    folder, page = ROOT / "benchmark" / "evaluation", (ROOT / "docs" / "evaluation.md").read_text()
+    rows = mean_weights(folder / "attention_breakout", "ball_y", 20)
+    assert rows == curve_of("evaluation/attention_breakout/ball.csv")
+    where = places("Breakout", steps := curve_of("evaluation/attention_breakout/steps.csv"), "ball_y")
+    below = [one for one, y in zip(steps, where, strict=True) if 80 <= y < 100]
+    by_hand = f"{np.mean([float(one['keypoint_maps']) for one in below]):.3f}"
+    assert [row["keypoint_maps"] for row in rows if row["ball_y"] == "80 to 99"] == [by_hand]
+    shown = [row for row in rows if rf"| {row['ball_y']} " in page]
+    for row in shown:
+        numbers = r" \| ".join(list(row.values())[1:])
+        assert re.search(rf"\| {row['ball_y']}[^|]* \| {numbers} \|", page)
+    left_out = sum(int(row["steps"]) for row in rows if row not in shown)
+    assert f"without {left_out} steps in which it is elsewhere" in page and len(shown) == 6
+    across = {row["ball_x"]: float(row["autoencoder"]) for row in mean_weights(folder / "attention", "ball_x", 20)}
+    left, right = (
+        [across[name] for name in names.split(",")]
+        for names in ("40 to 59,60 to 79,80 to 99,100 to 119", "160 to 179,180 to 199")
+    )
+    assert f"It is {min(left):.2f} to {max(left):.2f} while the ball" in page
+    assert f"{min(right):.2f} to {max(right):.2f} near the agent's own paddle" in page
+    with pytest.raises(InputError, match="enemy_x: not known in Breakout; what is: ball_x, ball_y, player_x"):
+        mean_weights(folder / "attention_breakout", "enemy_x", 20)
+    with pytest.raises(InputError, match="step 31: the score is 1, in the folder 0: another game"):
+        places("Breakout", [row | {"score": "0"} for row in steps], "ball_y")
 
 
 def test_scores_without_one_model():
