@@ -324,9 +324,10 @@ def plot(games: pd.DataFrame, title: str, path: Path, said: str = "over a tenth 
         mine = [one for _, one in of_arm.groupby("seed", sort=False)]
         steps = np.linspace(max(one.step.iloc[0] for one in mine), min(one.step.iloc[-1] for one in mine), 200)
         minutes = np.mean([np.interp(steps, one.step, one.seconds) for one in mine], axis=0) / 60
+        grids = (steps / 1e6, minutes)[: len(labels)]
         curves = np.array([np.interp(steps, one.step, one.curve) for one in mine])
         colour, line = f"C{number % 10}", "-" if number < 10 else "--"
-        for axis, grid in zip(axes, (steps / 1e6, minutes), strict=False):
+        for axis, grid in zip(axes, grids, strict=True):
             axis.plot(grid, curves.mean(axis=0), color=colour, label=f"{arm} ({len(mine)})", linestyle=line)
             if len(mine) > 1:
                 axis.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)

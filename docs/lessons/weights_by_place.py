@@ -23,8 +23,6 @@ from housekeeping import files
 from housekeeping.flags import InputError, parse, start
 from housekeeping.seeds import env_seeds
 
-NOT_WEIGHTS = {"step", "action", "reward", "score", "lives"}
-
 
 @dataclass
 class Args:
@@ -63,12 +61,11 @@ def places(game: str, steps: list[dict[str, str]], byte: str) -> np.ndarray:
 def mean_weights(folder: Path, byte: str, width: int) -> list[dict[str, str]]:
     """A row per stretch of places: its bounds, the number of steps, each model's mean weight in them."""
     try:
-        game = json.loads((folder / "summary.json").read_text())["game"]
+        about = json.loads((folder / "summary.json").read_text())
         steps = files.read_csv(folder / "steps.csv")
     except OSError as error:
         raise InputError(f"{folder}: there is no game here as evaluate.py --attention stores it.") from error
-    where = places(game, steps, byte) // width
-    models = [name for name in steps[0] if name not in NOT_WEIGHTS]
+    where, models = places(about["game"], steps, byte) // width, list(about["models"])
     weights = np.array([[float(row[name]) for name in models] for row in steps])
     rows = []
     for place in np.unique(where):
