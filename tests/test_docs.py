@@ -116,6 +116,48 @@ def test_what_one_sees_after_some_steps():
                 assert round(found[quiet][0]) == minutes[0]
 
 
+def table_under(page: Path, header: str) -> list[list[str]]:
+    """The cells of the rows below a table's first line."""
+    below = page.read_text().split(header + "\n")[1].split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in below]
+
+
+def test_scores_at_a_glance():
+    """The scores of the README and of docs/results.md: from the raw curves, one number a run."""
+    runs_of = {
+        "WSA, the paper's four models": "four_models_small/wsa",
+        "four models": "four_models_small/wsa",
+        "four models, published network": "four_models_small/wsa_published",
+        "WSA, two light models": "claims_light_small/wsa",
+        "light models": "claims_light_small/wsa",
+        "light models, published network": "claims_light_small/wsa_published",
+        "light models, equal weights": "claims_light_small/uniform",
+        "light models, random weights in the models": "claims_light_small/untrained",
+        "end to end": "four_models_small/end_to_end",
+        "end to end, from pixels": "four_models_small/end_to_end",
+    }
+
+    def cell(arm: str, game: str, steps: int) -> str:
+        if (arm, game) == ("four_models_small/end_to_end", "Pong"):
+            arm = "precision_small/e2e_float32"
+        curves = [curve_of(f"results/{arm}__{game}__{seed}/curve.csv") for seed in finished(arm, game)]
+        digits = 0 if game == "MsPacman" else 1
+        return ", ".join(f"{so_far(curve, steps)[1]:.{digits}f}" for curve in curves)
+
+    def finished(arm: str, game: str) -> list[int]:
+        return [n for n in range(1, 10) if (ROOT / "benchmark" / "results" / f"{arm}__{game}__{n}").is_dir()]
+
+    games = ("Pong", "Breakout", "MsPacman")
+    readme = table_under(PAGES[0], "| | Pong | Breakout | Ms. Pacman |")
+    results = "| | Pong, 100,000 | 400,000 | Breakout, 100,000 | 400,000 | Ms. Pacman, 100,000 | 400,000 |"
+    page = table_under(ROOT / "docs" / "results.md", results)
+    assert len(readme) == 5 and len(page) == 7
+    for name, *cells in readme:
+        assert cells == [cell(runs_of[name], game, 400_000) for game in games], name
+    for name, *cells in page:
+        assert cells == [cell(runs_of[name], game, steps) for game in games for steps in (100_000, 400_000)], name
+
+
 def test_speeds_on_a_gpu():
     """docs/speed.md's tables: from benchmark/gpu_h200.csv the lowest and the highest of each machine; from
     benchmark/gpu_h100.csv, and its ratio."""
