@@ -259,6 +259,8 @@ def test_what_was_trained_in_bfloat16_plays_in_float32_where_that_is_all(
     flags = {
         "num_envs": 2,
         "num_steps": 16,
+        "num_minibatches": 2,
+        "update_epochs": 2,
         "total_timesteps": 32,
         "cuda": False,
         "runs_dir": str(tmp_path),

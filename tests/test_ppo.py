@@ -47,6 +47,8 @@ def args(tmp_path, models):
         settings = {
             "num_envs": 2,
             "num_steps": 16,
+            "num_minibatches": 2,
+            "update_epochs": 2,
             "total_timesteps": 128,
             "runs_dir": str(tmp_path / "runs"),
             "cuda": False,
@@ -375,8 +377,9 @@ def test_the_gradients_norm_is_clipped(script, args, monkeypatch):
         return step(self, *rest)
 
     monkeypatch.setattr(torch.optim.Adam, "step", noting)
-    script.main(args(script, total_timesteps=32, max_grad_norm=0.01))
-    script.main(args(script, total_timesteps=32, max_grad_norm=1000.0))
+    published = {"update_epochs": 4, "num_minibatches": 4}
+    script.main(args(script, **published, total_timesteps=32, max_grad_norm=0.01))
+    script.main(args(script, **published, total_timesteps=32, max_grad_norm=1000.0))
     clipped, free = norms[:16], norms[16:]
     assert clipped == pytest.approx([0.01] * 16, rel=1e-3) and min(free) > 0.02
 
@@ -501,7 +504,7 @@ def test_kept_embeddings_are_what_the_frozen_models_say(args, monkeypatch):
     monkeypatch.setattr(ppo_wsa_atari, "FrozenModels", Frozen)
     monkeypatch.setattr(ppo_wsa_atari, "KeptEmbeddings", Kept)
     ppo_wsa_atari.main(args(ppo_wsa_atari, encoders=encoders, total_timesteps=64))
-    assert sum(compared) == 2 * 4 * 32  # iterations, epochs, steps of a rollout
+    assert sum(compared) == 2 * 2 * 32  # iterations, epochs, steps of a rollout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -579,7 +582,7 @@ def test_resume_goes_on(script, args, monkeypatch):
     assert finished["global_step"] == reference["global_step"] == 128
     assert finished["optimizer"]["param_groups"] == reference["optimizer"]["param_groups"]  # the learning rate too
     steps = [state["step"].item() for state in finished["optimizer"]["state"].values()]
-    assert steps == [4 * 4 * 4.0] * len(steps)  # iterations x epochs x minibatches
+    assert steps == [4 * 2 * 2.0] * len(steps)  # iterations x epochs x minibatches
     for tag in ("charts/learning_rate", "charts/clip_coef"):
         assert scalars(run, tag) == scalars(whole, tag)
     assert scalars(run, "losses/value_loss")[:3] == scalars(whole, "losses/value_loss")[:3]

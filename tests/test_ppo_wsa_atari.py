@@ -327,6 +327,8 @@ def args(tmp_path, models):
         settings = {
             "num_envs": 2,
             "num_steps": 16,
+            "num_minibatches": 2,
+            "update_epochs": 2,
             "total_timesteps": 256,
             "encoders": ("state_representation", "image_completion"),
             "features_dim": 16,
