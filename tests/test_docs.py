@@ -149,7 +149,11 @@ def test_scores_at_a_glance():
 
     games = ("Pong", "Breakout", "MsPacman")
     readme = table_under(PAGES[0], "| | Pong | Breakout | Ms. Pacman |")
-    results = "| | Pong, 100,000 | 400,000 | Breakout, 100,000 | 400,000 | Ms. Pacman, 100,000 | 400,000 |"
+    results = (
+        "| | "
+        + " | ".join(f"{game}, {n}" for game in ("Pong", "Breakout", "Ms. Pacman") for n in ("100,000", "400,000"))
+        + " |"
+    )
     page = table_under(ROOT / "docs" / "results.md", results)
     assert len(readme) == 5 and len(page) == 7
     for name, *cells in readme:
