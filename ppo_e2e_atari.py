@@ -372,7 +372,7 @@ def main(args: Args) -> Path | None:
                 optimizer.zero_grad()
                 loss.backward()
                 processes.average_gradients(agent.parameters())
-                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                logged["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"].clone())
 

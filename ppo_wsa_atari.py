@@ -78,7 +78,7 @@ class WSAFlags:
     pretrained_dir: str | None = None
     """the stored models are <pretrained-dir>/<Game>/<name>.pt (none given: pretrained/ beside this script)"""
     untrained_encoders: bool = False
-    """a control: the models of --encoders with random weights"""
+    """a control: the models of --encoders and --schedule with random weights"""
     schedule: tuple[str, ...] = ()
     """models that come and go, at the first rollout from that step on: add:autoencoder:200000
     drop:autoencoder:400000"""
@@ -349,6 +349,7 @@ def main(args: Args) -> Path | None:
         changes_done = run.checkpoint["changes_done"]
         for change in schedule[:changes_done]:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         agent.load_state_dict(run.checkpoint["agent"])
         optimizer.load_state_dict(run.checkpoint["optimizer"])
         first_iteration, global_step = run.checkpoint["iteration"] + 1, run.checkpoint["global_step"]
@@ -455,7 +456,7 @@ def main(args: Args) -> Path | None:
                 optimizer.zero_grad()
                 loss.backward()
                 processes.average_gradients(trained)
-                nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
+                logged["grad_norm"] = nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"].clone())
 

@@ -136,6 +136,7 @@ def main(args: Args) -> Path:
         changes_done = run.checkpoint["changes_done"]
         for change in schedule[:changes_done]:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         agent.load_state_dict(run.checkpoint["agent"])
         scale.load_state_dict(run.checkpoint["reward_scale"])
         optimizer.load_state_dict(run.checkpoint["optimizer"])
@@ -240,7 +241,7 @@ def main(args: Args) -> Path:
                 )
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
+                logged["grad_norm"] = nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"].clone())
 

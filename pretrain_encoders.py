@@ -222,6 +222,12 @@ def train(
                     writer.add_scalar(f"training/{part}", value.item(), step)
             if step % interval == 0 or step == steps:
                 validation = validate(pretraining, data, args.validation_samples, args.seed, device)
+                if not np.isfinite(validation["loss"]):
+                    loader.shutdown()
+                    raise InputError(
+                        f"{' + '.join(names)}: step {step:,}: the held-out loss is {validation['loss']}, training has "
+                        "diverged; nothing was stored. Another --seed may help."
+                    )
                 for part, value in validation.items():
                     writer.add_scalar(f"validation/{part}", value, step)
                 writer.add_figure("pictures", draw_picture(pretraining, data, args.seed, device), step)
@@ -349,7 +355,7 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"\n{'model':22}{'held-out loss':>14}{'untrained':>12}{'median frame':>14}{'KB':>8}")
-    for path in sorted(folder.glob("*.pt")):
+    for path in (path for name in sorted(ENCODERS) if (path := folder / f"{name}.pt").is_file()):
         model = load_encoder(path).description
         median = f"{model['median_frame_error']:.3g}" if model["median_frame_error"] is not None else "-"
         print(

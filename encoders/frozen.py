@@ -222,7 +222,8 @@ class KeptEmbeddings:
 
         def room(rows: int, z: torch.Tensor) -> torch.Tensor:
             layout = torch.channels_last if z.dim() == 4 else torch.contiguous_format
-            return z.new_zeros((rows, *z.shape[1:])).to(memory_format=layout)
+            shape = (rows, *z.shape[1:])
+            return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=layout).zero_()
 
         self.kept = {name: room(rows, z) for name, z in example.items()}  # (rows, *shape)
         self.of_minibatch = {name: room(minibatch, z) for name, z in example.items()}

@@ -166,6 +166,8 @@ def make_envs(
     - SAME_STEP: a finished game's last step already returns the next game's first observation, as PPO's bookkeeping
       assumes; the old game's last one is in `info["final_obs"]`, only valid in the rows that really ended.
     """
+    # those that this process may use: taskset or a cluster may give it fewer than the machine has
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     envs = gym.make_vec(
         env_id,
         num_envs=num_envs,
@@ -174,7 +176,7 @@ def make_envs(
         reward_clipping=False,  # scores stay raw; a script that wants clipped rewards clips them itself
         max_num_frames_per_episode=max_frames_per_game,
         noop_max=noop_max,
-        num_threads=min(num_envs, os.cpu_count() or 1),  # fast: more threads than cores only get in the network's way
+        num_threads=min(num_envs, cores),  # fast: more threads than cores only get in the network's way
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
     return AtariGames(envs, fire_action(env_id))

@@ -232,7 +232,7 @@ class Run:
         wandb.init(project="weight-sharing-attention", config=asdict(self.args), sync_tensorboard=True, **about)
 
     def _listen(self) -> None:
-        """The first Ctrl-C (or SIGTERM) ends the run at its next step, with a checkpoint; the second one ends it at
+        """The first Ctrl-C (or SIGTERM) ends the run where it next can, with a checkpoint; the second one ends it at
         once."""
         self._interrupted = threading.Event()
 
@@ -273,8 +273,8 @@ class Run:
                 self.writer.add_scalar(tag, value.item() if isinstance(value, torch.Tensor) else value, step)
 
     def log_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
-        """Write losses, by name; raises InputError where one is no finite number, before what was saved is written
-        over."""
+        """Write losses and the gradient's norm, by name; raises InputError where one is no finite number, before what
+        was saved is written over."""
         numbers = {name: loss.item() for name, loss in losses.items()}
         for name, number in numbers.items():
             if not np.isfinite(number):

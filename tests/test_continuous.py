@@ -28,7 +28,7 @@ from encoders import PRETRAINED, load_encoder
 from environments import rendered
 from environments.atari import play_games
 from environments.scaling import RewardScale
-from housekeeping import checkpoints
+from housekeeping import checkpoints, files
 from housekeeping.flags import InputError
 
 PUSHT = "gym_pusht/PushT-v0"
@@ -343,6 +343,23 @@ def test_an_episode_that_is_solved_at_the_time_limit_is_solved():
         found += play_games(lambda obs: np.zeros((1, 2), dtype=np.float32), envs, 1, [3])
     assert [(length, cut_off) for _, length, cut_off in found] == [(1, False), (1, True)]
     assert found[0][0] == 1  # the whole place is covered
+
+
+def test_after_a_resume_an_added_models_gradient_is_clipped(tmp_path, monkeypatch):
+    flags = {"encoders": ("state_representation",), "schedule": ("add:autoencoder:100",), "runs_dir": str(tmp_path)}
+    run = ppo_wsa_continuous.main(ppo_wsa_continuous.Args(**SMALL, **PLAIN, **flags))
+    clip, clipped = torch.nn.utils.clip_grad_norm_, []
+
+    def noting(parameters, *rest):
+        parameters = list(parameters)
+        clipped.append(sum(parameter.numel() for parameter in parameters))
+        return clip(parameters, *rest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noting)
+    goes_on = SMALL | flags | {"total_timesteps": 384, "resume": str(run / "checkpoint.pt")}
+    ppo_wsa_continuous.main(ppo_wsa_continuous.Args(**goes_on, **PLAIN))
+    stepped = files.load(run / "checkpoint.pt", "checkpoint")["optimizer"]["state"].values()
+    assert set(clipped) == {sum(state["exp_avg"].numel() for state in stepped)} and len(clipped) == 4
 
 
 @pytest.mark.parametrize("combiner", ["uniform", "reservoir"])

@@ -636,6 +636,19 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(script, args, monkeypatch
         script.main(again)
     assert (run / "checkpoint.pt").read_bytes() == before and not (run / "best.pt").exists()
     monkeypatch.setattr(script, "compute_advantages", compute)
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def infinite_in_the_last(parameters, *rest):
+        calls.append(parameters := list(parameters))
+        if len(calls) == 4:  # its loss is finite, and no other loss comes after it
+            parameters[0].grad[0] = np.inf
+        return clip(parameters, *rest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", infinite_in_the_last)
+    with pytest.raises(InputError, match="step 96: grad_norm is inf, training has diverged"):
+        script.main(again)
+    assert (run / "checkpoint.pt").read_bytes() == before
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     script.main(again)
     assert files.load(run / "best.pt", "checkpoint")["global_step"] == 96
 

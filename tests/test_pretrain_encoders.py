@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pretrain_encoders
-from encoders import load_encoder
+from encoders import PRETRAININGS, load_encoder
 from encoders.frames import FrameData
 from environments.atari import make_envs
 from housekeeping.flags import InputError
@@ -131,6 +131,15 @@ def test_a_stopped_run_goes_on_to_the_same_result(folder, monkeypatch):
     second = torch.load(folder / "again" / "Pong" / "autoencoder.pt", weights_only=True)
     assert first["validation_loss"] == second["validation_loss"]
     assert all(torch.equal(first["state"][key], second["state"][key]) for key in first["state"])
+
+
+def test_a_training_that_diverges_stores_nothing(folder, monkeypatch):
+    monkeypatch.setitem(PRETRAININGS["autoencoder"].adam, "lr", float("inf"))
+    stored = folder / "pretrained" / "Pong" / "autoencoder.pt"
+    before = stored.read_bytes()
+    with pytest.raises(InputError, match="autoencoder: step 1: the held-out loss is nan, training has diverged"):
+        main(small_args(folder, encoders=("autoencoder",), retrain=True))
+    assert stored.read_bytes() == before
 
 
 @pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
