@@ -405,7 +405,7 @@ def main(args: Args) -> Path | None:
                 loss, logged = td_loss(q_network, target_network, batch)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
+                logged["grad_norm"] = nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
                 optimizer.step()
         if global_step // args.target_network_frequency > before // args.target_network_frequency:
             target_network.load_state_dict(q_network.state_dict())
@@ -426,6 +426,7 @@ def main(args: Args) -> Path | None:
         player = functools.partial(Agent(q_network, policy, args.end_e).act, greedy=True)
         run.reach(global_step, functools.partial(evaluation_games, player, args, args.eval_episodes))
         if run.must_save:
+            run.require_finite(global_step, logged)
             if args.save_buffer and run.due:  # first: a checkpoint says that the buffer is there
                 buffer.store(run.dir / "buffer.pt", args.env_id, obs[:, -1])
             run.save(

@@ -174,6 +174,7 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
     for path, label in zip(args.checkpoint, labels, strict=True):
         checkpoint = files.load(Path(path), "checkpoint")
         agent = checkpoints.load_agent(Path(path), on, args.pretrained_dir)
+        folder_name(checkpoint["args"]["env_id"])  # refuses what cannot be played here
         for name in args.drop_encoders:
             if not hasattr(agent, "drop"):
                 raise InputError(f"--drop-encoders {name}: {path} has no frozen models to do without.")

@@ -112,6 +112,7 @@ def check_args(args: Args) -> None:
     at_least_one = ("num_steps", "num_minibatches", "update_epochs", "memory_size", "num_neighbours", "max_lifelong")
     at_least_one += ("intrinsic_minibatch", "coverage_steps")
     not_negative = ("learning_rate", "intrinsic_learning_rate", "clip_coef", "max_grad_norm", "coverage_interval")
+    not_negative += ("ent_coef", "vf_coef")
     check_ranges(args, at_least_one, ("gamma", "gae_lambda"), not_negative, some_share=("predictor_share",))
     processes.check_rollouts(args)
     if args.num_neighbours > args.memory_size:
@@ -436,7 +437,7 @@ def main(args: Args) -> Path | None:
                 )
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                logged["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
                 clipfracs.append(logged["clipfrac"])
 

@@ -201,6 +201,8 @@ def main(args: Args) -> None:
     device = torch.device("cuda" if devices.on_cuda(args.cuda) else "cpu")
     models = {name: load_encoder(folder / f"{name}.pt", device, game) for name in names}
     output = Path(args.output.replace("<Game>", game))
+    if output.is_dir():
+        raise InputError(f"--output {output}: this is a folder; name a file.")
     files.require_writable(output.parent)
     if args.torch_threads:
         torch.set_num_threads(args.torch_threads)
@@ -216,6 +218,8 @@ def main(args: Args) -> None:
     part = max(1, num_games // 5)
     test, validation = games >= num_games - part, (games >= num_games - 2 * part) & (games < num_games - part)
     train = ~test & ~validation
+    labels = {name: values for name, values in labels.items() if np.unique(values[train]).size > 1}
+    kinds = {kind: kept for kind, names in kinds.items() if (kept := [name for name in names if name in labels])}
     if not labels:
         raise InputError(
             f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it."

@@ -27,7 +27,6 @@ from housekeeping.seeds import env_seeds
 
 gym.register_envs(ale_py)
 
-OBSERVATION_SHAPE = (4, 84, 84)  # uint8: frames, height, width
 MAX_FRAMES_PER_GAME = 108_000  # emulator frames: half an hour of play (Machado et al. 2018, arXiv 1709.06009)
 
 

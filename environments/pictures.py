@@ -31,7 +31,8 @@ def plot_suite(rows: list[dict], labels: list[str], variations: tuple[str, ...],
             axis.barh([], [], color=f"C{i}", label=f"{name}, no better than random play: no relative score")
             continue
         values = np.array([own[variation]["relative"] for variation in variations])
-        intervals = [((own[v]["ci_high"] or own[v]["mean"]) - own[v]["mean"]) / span for v in variations]
+        half = [own[v]["ci_high"] - own[v]["mean"] if own[v]["ci_high"] is not None else 0.0 for v in variations]
+        intervals = np.array(half) / span
         axis.barh(
             np.arange(len(variations)) + i * height,
             values,

@@ -273,16 +273,18 @@ class Run:
                 self.writer.add_scalar(tag, value.item() if isinstance(value, torch.Tensor) else value, step)
 
     def log_losses(self, step: int, losses: dict[str, torch.Tensor]) -> None:
-        """Write losses and the gradient's norm, by name; raises InputError where one is no finite number, before what
-        was saved is written over."""
-        numbers = {name: loss.item() for name, loss in losses.items()}
-        for name, number in numbers.items():
-            if not np.isfinite(number):
+        """Write losses and the gradient's norm, by name, if they are finite."""
+        self.require_finite(step, losses)
+        self.log(step, {f"losses/{name}": loss for name, loss in losses.items()})
+
+    def require_finite(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Raises InputError where a loss is no finite number, before what was saved is written over."""
+        for name, loss in losses.items():
+            if not loss.isfinite():
                 raise InputError(
-                    f"step {step:,}: {name} is {number}, training has diverged; nothing was saved since the last "
+                    f"step {step:,}: {name} is {loss.item()}, training has diverged; nothing was saved since the last "
                     "checkpoint. A lower --learning-rate may help."
                 )
-        self.log(step, {f"losses/{name}": number for name, number in numbers.items()})
 
     def log_games(self, games: Iterable[tuple[int, float, int]]) -> None:
         """Write finished games of all processes: agent step, raw score and length in agent steps of each."""
@@ -317,6 +319,7 @@ class Run:
         candidate = None
         if self.keeps_best and self.passed(self.args.eval_interval, before) and self.rank == 0:
             with torch.random.fork_rng():  # what is drawn there is no part of the training
+                torch.manual_seed(self.args.seed)  # nor of the step at which it is drawn
                 games = play()
             candidate = float(np.mean([score for score, _, _ in games]))
             cut_off = sum(cut_off for _, _, cut_off in games)  # a greedy agent's rally may last for ever

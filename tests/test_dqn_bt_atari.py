@@ -449,6 +449,20 @@ def test_one_seed_gives_one_run(tmp_path, policy):
 # --- Checkpoints and errors ---
 
 
+def test_a_q_network_that_diverges_is_not_saved(tmp_path, monkeypatch):
+    """Also where a checkpoint is due between two losses that are logged."""
+    loss_of = dqn_bt_atari.td_loss
+
+    def diverging(*rest):
+        loss, logged = loss_of(*rest)
+        return loss * np.nan, logged | {"td_loss": loss.detach() * np.nan}
+
+    monkeypatch.setattr(dqn_bt_atari, "td_loss", diverging)
+    with pytest.raises(InputError, match="td_loss is nan, training has diverged"):
+        main(make_args(tmp_path, total_timesteps=120))
+    assert not list(tmp_path.glob("*/*.pt"))
+
+
 @pytest.mark.parametrize("save_buffer", [True, False])
 def test_resume(tmp_path, policy, save_buffer, capsys, monkeypatch):
     flags = {"flights": True, "extra_action": True, "pretrained_policy": policy, "save_buffer": save_buffer}

@@ -685,6 +685,14 @@ def test_the_best_evaluation_decides_what_is_best(script, args, monkeypatch):
     assert (best["global_step"], best["best_return"], last["global_step"], last["best_return"]) == (64, 5.0, 128, 5.0)
 
 
+def test_what_an_evaluation_draws_does_not_depend_on_the_training(args, monkeypatch):
+    """An agent may draw though it is greedy (Q-learning's extra action): the same in each evaluation."""
+    monkeypatch.setattr(ppo_e2e_atari, "evaluation_games", lambda *_: [(torch.rand(()).item(), 10, False)])
+    run = ppo_e2e_atari.main(args(ppo_e2e_atari, eval_interval=32, total_timesteps=96))
+    values = [value for _, value in scalars(run, "eval/episodic_return")]
+    assert len(values) == 3 and set(values) == {torch.rand((), generator=torch.Generator().manual_seed(1)).item()}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_checkpoint_that_does_not_fit_is_refused(script, args, tmp_path):
     run = script.main(args(script))

@@ -173,3 +173,16 @@ def test_bad_input(tmp_path):
         main(Args(every=0))
     with pytest.raises(InputError, match="python pretrain_encoders.py --env-id ALE/Pong-v5"):
         main(Args(pretrained_dir=str(tmp_path)))
+
+
+def test_what_never_varies_in_the_games_that_fit_the_probe_is_left_out(tmp_path, program):
+    """In so few observations no block is hit in the first games of this seed: one class, nothing to learn."""
+    output = tmp_path / "few.csv"
+    flags = ("--env-id", "ALE/Breakout-v5", "--num-samples", "100", "--seed", "5", "--encoders", "state_representation")
+    status, _, error = program("probe_encoders.py", *flags, "--output", str(output))
+    assert status == 0, error
+    with open(output, newline="") as file:
+        columns = csv.DictReader(file).fieldnames
+    assert {"f1_ball", "f1_player"} <= set(columns) and not {"f1_score", "f1_blocks"} & set(columns)
+    status, _, error = program("probe_encoders.py", "--output", str(tmp_path))
+    assert status == 1 and error == f"error: --output {tmp_path}: this is a folder; name a file.\n"
