@@ -162,6 +162,31 @@ def test_scores_at_a_glance():
         assert cells == [cell(runs_of[name], game, steps) for game in games for steps in (100_000, 400_000)], name
 
 
+def test_breakout_on_the_way():
+    """docs/results.md's table of four models in Breakout, unfinished runs too: from the raw curves; a dash where a run
+    has not come so far."""
+    folder, unfinished = "results/four_models_small", curve_of("breakout_four_models_unfinished.csv")
+    columns = [
+        [curve_of(f"{folder}/wsa__Breakout__1/curve.csv")],
+        [curve_of("results/scorers_small/new_models__Breakout__1/curve.csv")],
+        [[game for game in unfinished if game["arm"] == "wsa"]],
+        [[game for game in unfinished if game["arm"] == "uniform"]],
+        [curve_of(f"{folder}/wsa_published__Breakout__1/curve.csv")],
+        [curve_of(f"{folder}/end_to_end__Breakout__{seed}/curve.csv") for seed in (1, 2)],
+    ]
+    page = (ROOT / "docs" / "results.md").read_text()
+    header = next(line for line in page.splitlines() if line.startswith("| after steps | GPU, seed 1 |"))
+    rows = table_under(ROOT / "docs" / "results.md", header)
+    assert len(rows) == 4
+    for steps, *cells in rows:
+        n = int(steps.replace(",", ""))
+        found = [
+            ", ".join(f"{so_far(curve, n)[1]:.1f}" for curve in curves if int(curve[-1]["step"]) > 0.97 * n) or "-"
+            for curves in columns
+        ]
+        assert cells == found, steps
+
+
 def test_speeds_on_a_gpu():
     """docs/speed.md's tables: from benchmark/gpu_h200.csv the lowest and the highest of each machine; from
     benchmark/gpu_h100.csv, and its ratio."""
