@@ -222,8 +222,9 @@ def train(
                     writer.add_scalar(f"training/{part}", value.item(), step)
             if step % interval == 0 or step == steps:
                 validation = validate(pretraining, data, args.validation_samples, args.seed, device)
-                if not np.isfinite(validation["loss"]):
+                if not np.isfinite(validation["loss"]) and not best:  # where there is a best, that is stored
                     loader.shutdown()
+                    writer.close()
                     raise InputError(
                         f"{' + '.join(names)}: step {step:,}: the held-out loss is {validation['loss']}, training has "
                         "diverged; nothing was stored. Another --seed may help."
@@ -355,7 +356,9 @@ def make_models(args: Args, folder: Path, data_folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"\n{'model':22}{'held-out loss':>14}{'untrained':>12}{'median frame':>14}{'KB':>8}")
-    for path in (path for name in sorted(ENCODERS) if (path := folder / f"{name}.pt").is_file()):
+    for path in [folder / f"{name}.pt" for name in sorted(ENCODERS)]:
+        if not path.is_file():
+            continue
         model = load_encoder(path).description
         median = f"{model['median_frame_error']:.3g}" if model["median_frame_error"] is not None else "-"
         print(

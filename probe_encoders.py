@@ -222,7 +222,7 @@ def main(args: Args) -> None:
     kinds = {kind: kept for kind, names in kinds.items() if (kept := [name for name in names if name in labels])}
     if not labels:
         raise InputError(
-            f"--num-samples {args.num_samples}: none of the RAM's variables varied enough to be probed; raise it."
+            f"--num-samples {args.num_samples}: none of the variables varied enough to be probed; raise it."
         )
     print(
         f"{len(games):,} observations of {num_games} games, {validation.sum():,} of them to choose the probes' "

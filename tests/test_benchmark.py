@@ -160,7 +160,8 @@ def test_killed_and_begun_again(tmp_path):
     said_by(snakemake(tmp_path, "tiny"))
     log = (folder / "log.txt").read_text()
     assert log.count("$ python ppo_e2e_atari.py") == 2 and log.count("$ python evaluate.py") == 1
-    assert len(re.findall(r"^# revision", log, re.MULTILINE)) >= 2  # not behind the killed run's progress bar
+    # each at a line's beginning, not behind the killed run's progress bar
+    assert len(re.findall(r"^# revision", log, re.MULTILINE)) == log.count("# revision") == 3
     assert not (folder / "buffer.pt").exists()
     with open(results / "end_to_end__Pong__1" / "curve.csv", newline="") as file:
         games = list(csv.DictReader(file))
