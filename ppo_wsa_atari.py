@@ -36,7 +36,7 @@ from torch.distributions import Categorical
 
 from combiners import CombinerOptions, check_options, find_combiner, make_combiner
 from combiners.adapters import layer_init
-from combiners.schedule import apply_change, parse_schedule
+from combiners.schedule import apply_change, parse_schedule, trained_by
 from encoders.frozen import FrozenModels, KeptEmbeddings, require_known, short_name
 from encoders.player import Player
 from environments.atari import AtariFlags, check_games, evaluation_games, game_name, make_envs
@@ -349,7 +349,7 @@ def main(args: Args) -> Path | None:
         changes_done = run.checkpoint["changes_done"]
         for change in schedule[:changes_done]:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        trained = trained_by(optimizer)
         agent.load_state_dict(run.checkpoint["agent"])
         optimizer.load_state_dict(run.checkpoint["optimizer"])
         first_iteration, global_step = run.checkpoint["iteration"] + 1, run.checkpoint["global_step"]
@@ -388,7 +388,7 @@ def main(args: Args) -> Path | None:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
         if due:
             changes_done += len(due)
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            trained = trained_by(optimizer)
             b_seen = None  # the old models' memory is free before the new ones take theirs
             next_seen = frozen(next_obs, agent.names)
             b_seen = KeptEmbeddings(next_seen, num_envs * args.num_steps, minibatch_size)

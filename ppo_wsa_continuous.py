@@ -25,7 +25,7 @@ import torch.nn as nn
 
 import ppo_wsa_atari
 from combiners import CombinerOptions, find_combiner
-from combiners.schedule import apply_change, parse_schedule
+from combiners.schedule import apply_change, parse_schedule, trained_by
 from encoders.frozen import KeptEmbeddings
 from encoders.player import Player
 from environments.rendered import RenderedFlags, check_environment, evaluation_games, folder_name, make_envs
@@ -136,7 +136,7 @@ def main(args: Args) -> Path:
         changes_done = run.checkpoint["changes_done"]
         for change in schedule[:changes_done]:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        trained = trained_by(optimizer)
         agent.load_state_dict(run.checkpoint["agent"])
         scale.load_state_dict(run.checkpoint["reward_scale"])
         optimizer.load_state_dict(run.checkpoint["optimizer"])
@@ -177,7 +177,7 @@ def main(args: Args) -> Path:
             apply_change(change, agent.combiner, frozen.shapes, args.seed, optimizer)
         if due:
             changes_done += len(due)
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            trained = trained_by(optimizer)
             b_seen = None  # the old models' memory is free before the new ones take theirs
             next_seen = frozen(next_obs, agent.names)
             b_seen = KeptEmbeddings(next_seen, batch_size, minibatch_size)

@@ -89,3 +89,9 @@ def apply_change(
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         for parameter in gone.values():
             optimizer.state.pop(parameter, None)
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that the optimiser steps: what is to be clipped together, and other than before wherever a model came or
+    went."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

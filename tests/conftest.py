@@ -52,6 +52,20 @@ def program(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def clipped(monkeypatch) -> list[int]:
+    """How many numbers each call of `clip_grad_norm_` was given."""
+    clip, sizes = torch.nn.utils.clip_grad_norm_, []
+
+    def noting(parameters, *rest):
+        parameters = list(parameters)
+        sizes.append(sum(parameter.numel() for parameter in parameters))
+        return clip(parameters, *rest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noting)
+    return sizes
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -345,17 +345,10 @@ def test_an_episode_that_is_solved_at_the_time_limit_is_solved():
     assert found[0][0] == 1  # the whole place is covered
 
 
-def test_after_a_resume_an_added_models_gradient_is_clipped(tmp_path, monkeypatch):
+def test_after_a_resume_an_added_models_gradient_is_clipped(tmp_path, clipped):
     flags = {"encoders": ("state_representation",), "schedule": ("add:autoencoder:100",), "runs_dir": str(tmp_path)}
     run = ppo_wsa_continuous.main(ppo_wsa_continuous.Args(**SMALL, **PLAIN, **flags))
-    clip, clipped = torch.nn.utils.clip_grad_norm_, []
-
-    def noting(parameters, *rest):
-        parameters = list(parameters)
-        clipped.append(sum(parameter.numel() for parameter in parameters))
-        return clip(parameters, *rest)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noting)
+    clipped.clear()
     goes_on = SMALL | flags | {"total_timesteps": 384, "resume": str(run / "checkpoint.pt")}
     ppo_wsa_continuous.main(ppo_wsa_continuous.Args(**goes_on, **PLAIN))
     stepped = files.load(run / "checkpoint.pt", "checkpoint")["optimizer"]["state"].values()
