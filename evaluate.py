@@ -122,11 +122,8 @@ def check_args(args: Args) -> None:
     if not args.attention:
         require_defaults(args, ("film_start", "film_steps"), "--attention")
     not_negative = ("seed", "torch_threads", "film_start", "film_steps")
-    check_ranges(args, ("episodes", "num_envs", "max_frames_per_game"), not_negative=not_negative)
-    if args.repeat_action_probability is not None and not 0 <= args.repeat_action_probability < 1:
-        raise InputError(
-            f"--repeat-action-probability must be at least 0 and below 1, not {args.repeat_action_probability}."
-        )
+    at_least_one, below_one = ("episodes", "num_envs", "max_frames_per_game"), ("repeat_action_probability",)
+    check_ranges(args, at_least_one, not_negative=not_negative, below_one=below_one)
     episodes, num_envs = games_and_envs(args)
     if episodes % num_envs:
         raise InputError(
@@ -172,7 +169,7 @@ def open_agents(args: Args, on: torch.device) -> list[Evaluated]:
     if len(set(labels)) < len(labels):
         raise InputError("--checkpoint: one of them is named twice; give --labels to tell them apart.")
     for path, label in zip(args.checkpoint, labels, strict=True):
-        checkpoint = files.load(Path(path), "checkpoint")
+        checkpoint = files.load(Path(path), "checkpoint", mmap=True)
         agent = checkpoints.load_agent(Path(path), on, args.pretrained_dir)
         folder_name(checkpoint["args"]["env_id"])  # refuses what cannot be played here
         for name in args.drop_encoders:

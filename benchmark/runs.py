@@ -69,6 +69,10 @@ PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
 LOGGED = ("eval/", "weights/", "transfer/", "intrinsic/", "coverage/")  # tags that are kept, beside the score
 DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "game_flags": {}, "evaluate": None}
 OF_ARMS = {"name", "command", "steps", "of", "published", "after", "python"}
+TYPES = dict.fromkeys(("games", "seeds", "after", "steps", "scores_at", "arms"), list)
+TYPES |= dict.fromkeys(("title", "earlier", "name", "command", "of", "flags", "evaluate", "python"), str)
+TYPES |= dict.fromkeys(("game_flags", "published"), dict)
+WRITTEN = {list: "a list, in square brackets", str: "text, in quotes", dict: "a table, in curly brackets"}
 FOR_TRAINING = {"flags", "game_flags", "evaluate", "published"}
 
 
@@ -159,6 +163,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: this is not TOML ({error}).") from error
     own = ("title", "arms", "earlier", "scores_at")
+    require_types(path, {key: content[key] for key in (*own, *DEFAULTS) if key in content})
     common = DEFAULTS | {key: value for key, value in content.items() if key not in own}
     scores_at = tuple(content.get("scores_at", ()))
     unknown = set(common) - set(DEFAULTS)
@@ -166,9 +171,7 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
     for arm in content.get("arms", []):
         settings = common | arm
         unknown |= set(arm) - set(DEFAULTS) - OF_ARMS
-        for key in ("games", "seeds", "after"):
-            if not isinstance(settings.get(key, []), list):
-                raise InputError(f"{path}: {key} must be a list, in square brackets.")
+        require_types(path, arm)
         if "name" not in arm or len({"command", "steps", "of"} & set(arm)) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
         if "steps" in arm and FOR_TRAINING & set(arm):
@@ -227,6 +230,13 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
         require_what_is_needed(path, [run for run in runs if run.experiment == path.stem])
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     return content.get("title", path.stem), sorted(runs, key=lambda run: order[run.seed])
+
+
+def require_types(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse what is written as something else than it is; raises InputError, which says how it is written."""
+    for key, value in settings.items():
+        if not isinstance(value, TYPES.get(key, object)):
+            raise InputError(f"{path}: {key} must be {WRITTEN[TYPES[key]]}.")
 
 
 def require_what_is_needed(path: Path, runs: list[Run]) -> None:

@@ -47,7 +47,7 @@ class AtariFlags:
 def check_games(args: AtariFlags) -> None:
     """Refuse flags that no game can be played with; raises InputError."""
     game_name(args.env_id)
-    check_ranges(args, ("num_envs", "max_frames_per_game"), shares=("repeat_action_probability",))
+    check_ranges(args, ("num_envs", "max_frames_per_game"), below_one=("repeat_action_probability",))
 
 
 def game_name(env_id: str) -> str:

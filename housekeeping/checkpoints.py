@@ -27,7 +27,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", pretrained_dir: s
     Returns:
         An object with `act(obs, greedy) -> actions` for uint8 observations (B, 4, 84, 84).
     """
-    script = load(path, "checkpoint").get("script")
+    script = load(path, "checkpoint", mmap=True).get("script")
     if not (isinstance(script, str) and re.fullmatch(r"\w+", script) and (ROOT / f"{script}.py").is_file()):
         raise InputError(f"{path}: it was made by '{script}.py', which is not one of the scripts here.")
     try:

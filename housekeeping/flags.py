@@ -99,12 +99,14 @@ def check_ranges(
     shares: Iterable[str] = (),
     not_negative: Iterable[str] = (),
     some_share: Iterable[str] = (),
+    below_one: Iterable[str] = (),
 ) -> None:
     """Refuse flags, by name, that are out of their range (None is not looked at); raises InputError."""
     ranges = (
         (at_least_one, lambda value: value >= 1, "must be at least 1"),
         (shares, lambda value: 0 <= value <= 1, "must be from 0 to 1"),
         (some_share, lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+        (below_one, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
         (not_negative, lambda value: value >= 0, "must not be negative"),
     )
     for names, fits, text in ranges:

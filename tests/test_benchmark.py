@@ -229,6 +229,9 @@ def test_games_seeds_and_placeholders(tmp_path):
         ("[[arms]]\nname = 'a'\nsteps = ['export_agent.py']\nafter = ['other/b']", "other.toml: there is no such file"),
         ("seeds = 3\n[[arms]]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "seeds must be a list, in square brackets"),
         ("[[arms]]\nname = 'a'\ngames = 'Pong'\ncommand = 'ppo_e2e_atari.py'", "games must be a list"),
+        ("[[arms]]\nname = 'a'\ncommand = ['ppo_e2e_atari.py']", "command must be text, in quotes"),
+        ("game_flags = 3\n[[arms]]\nname = 'a'\ncommand = 'x'", "game_flags must be a table, in curly brackets"),
+        ("[arms]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "arms must be a list"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path, text, says):

@@ -398,7 +398,7 @@ def test_flags_that_cannot_work(agents, tmp_path):
         (one | {"episodes": 0}, "--episodes must be at least 1"),
         (one | {"suite": True, "attention": True}, "leave --variation and --attention out"),
         (one | {"attention": True, "variation": ("mode:1", "difficulty:1")}, "one --variation at most"),
-        (one | {"repeat_action_probability": 1.5}, "below 1"),
+        (one | {"repeat_action_probability": 1.0}, "must be at least 0 and below 1"),
         (one | {"variation": ("mode:1+mode:0",)}, "names one thing twice"),
         (one | {"checkpoint": (agents["pong"], agents["pong"])}, "named twice"),
         (one | {"env_id": "ALE/Breakout-v5"}, "--env-id is an option of --list-variations"),

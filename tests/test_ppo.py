@@ -761,6 +761,7 @@ def test_another_stored_model_is_refused(args, models, tmp_path):
         ({"num_envs": 0}, "--num-envs must be at least 1"),
         ({"eval_interval": -1}, "--eval-interval must not be negative"),
         ({"gae_lambda": 1.5}, "--gae-lambda must be from 0 to 1"),
+        ({"repeat_action_probability": 1.0}, "--repeat-action-probability must be at least 0 and below 1"),
         ({"cuda": True}, "no CUDA device"),
     ],
 )

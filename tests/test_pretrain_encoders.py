@@ -217,7 +217,7 @@ def test_an_expert_plays_its_share(tmp_path):
         ({"num_frames": 300}, "at least 2 are needed"),
         ({"num_frames": 1}, "at least 2 are needed"),
         ({"seed": -1}, "must not be negative"),
-        ({"repeat_action_probability": 25.0}, "--repeat-action-probability must be from 0 to 1"),
+        ({"repeat_action_probability": 1.0}, "--repeat-action-probability must be at least 0 and below 1"),
         ({"cuda": True}, "no CUDA device"),
     ],
 )
