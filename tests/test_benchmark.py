@@ -1,6 +1,7 @@
 """Experiments: read as written, killed and taken up again, refused where changed, reported from what is left."""
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -18,7 +19,6 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-import evaluate
 from benchmark.runs import (
     EXPERIMENTS,
     RESULTS,
@@ -82,6 +82,14 @@ def tiny(tmp_path: Path, text: str = TINY) -> Path:
     return tmp_path / "experiments" / "tiny.toml"
 
 
+@functools.cache  # many experiments have the same commands
+def takes(script: str, flags: str) -> None:
+    module = importlib.import_module(Path(script).stem)
+    if script.endswith("_continuous.py"):
+        pytest.importorskip("mujoco"), pytest.importorskip("gym_pusht")
+    module.check_args(parse(module.Args, None, argv=shlex.split(flags)))
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_every_experiment_can_be_read(path):
     """Its scripts are there and take their flags, with their values; games and seeds change nothing in that."""
@@ -90,14 +98,9 @@ def test_every_experiment_can_be_read(path):
     mine = [run for run in runs if run.experiment == path.stem and not run.earlier]
     for run in {re.sub(f"{run.game}|--seed .", "", str(run.commands)): run for run in mine}.values():
         for command in run.commands:
-            script, *flags = shlex.split(command)
-            module = importlib.import_module(Path(script).stem)
-            if script.endswith("_continuous.py"):
-                pytest.importorskip("mujoco"), pytest.importorskip("gym_pusht")
-            module.check_args(parse(module.Args, None, argv=flags))
+            takes(*command.split(maxsplit=1))
         if run.evaluate is not None:
-            argv = ["--checkpoint", "some.pt", *shlex.split(run.evaluate)]
-            evaluate.check_args(parse(evaluate.Args, None, argv=argv))
+            takes("evaluate.py", f"--checkpoint some.pt {run.evaluate}")
 
 
 @needs_snakemake
@@ -105,7 +108,7 @@ def test_dry_runs(tmp_path):
     """All experiments in one plan: each model is made once, and nothing that is stored is made again but what others
     need (checkpoints are not stored)."""
     results = tmp_path / "results"
-    shutil.copytree(RESULTS, results, ignore=lambda _, names: [name for name in names if name.endswith(".png")])
+    results.symlink_to(RESULTS)
     made = [run for path in PATHS for run in read_experiment(path)[1] if run.experiment == path.stem]
     left = [run for run in made if not run.is_finished(results)]
     (tmp_path / "experiments").symlink_to(EXPERIMENTS)

@@ -358,8 +358,8 @@ def test_coverage_counts_places_in_the_consoles_memory(tmp_path, game):
     num_actions = make_env(args.env_id).action_space.n
     found = coverage(lambda obs: np.arange(8) % num_actions, args, stream=7)
     places, first = set(), set()
+    env = make_env(args.env_id)
     for i, seed in enumerate(env_seeds(8, args.seed, 2, 7)):
-        env = make_env(args.env_id)
         env.reset(seed=int(seed))
         for step in range(120):  # Ms. Pacman cannot move for the first 65
             _, _, terminated, truncated, _ = env.step(i % num_actions)
