@@ -169,8 +169,8 @@ def test_breakout_on_the_way():
     columns = [
         [curve_of(f"{folder}/wsa__Breakout__1/curve.csv")],
         [curve_of("results/scorers_small/new_models__Breakout__1/curve.csv")],
-        [[game for game in unfinished if game["arm"] == "wsa"]],
-        [[game for game in unfinished if game["arm"] == "uniform"]],
+        [curve_of(f"{folder}/wsa__Breakout__2/curve.csv")],
+        [unfinished],
         [curve_of(f"{folder}/wsa_published__Breakout__1/curve.csv")],
         [curve_of(f"{folder}/end_to_end__Breakout__{seed}/curve.csv") for seed in (1, 2)],
     ]
