@@ -31,7 +31,7 @@ def new_games_of(tmp_path_factory):
     def collect(game: str) -> FrameData:
         folder = tmp_path_factory.mktemp(game)
         collect_frames(
-            Args(env_id=f"ALE/{game}-v5", seed=987, num_envs=4), folder, 3000, torch.device("cpu"), threading.Event()
+            Args(env_id=f"ALE/{game}-v5", seed=987, num_envs=4), folder, 1200, torch.device("cpu"), threading.Event()
         )
         return FrameData(folder, 0.5, 0)
 
