@@ -114,8 +114,8 @@ def check_args(args: Args) -> None:
         raise InputError(f"--encoders {' '.join(unknown)}: no such model; the known ones are {', '.join(ENCODERS)}.")
     at_least_one = ("num_frames", "steps", "batch_size", "num_envs", "validation_samples")
     some_share = ("expert_fraction", "validation_fraction")
-    below_one, not_negative = ("repeat_action_probability",), ("seed", "torch_threads")
-    check_ranges(args, at_least_one, (), not_negative, some_share, below_one)
+    not_negative, below_one = ("seed", "torch_threads"), ("repeat_action_probability",)
+    check_ranges(args, at_least_one, not_negative=not_negative, some_share=some_share, below_one=below_one)
     if args.validation_samples % 32 == 1:
         raise InputError("--validation-samples must not leave a last batch of one: contrast needs two.")
     if args.batch_size == 1:

@@ -179,7 +179,7 @@ def score_table(games: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
             row["evaluation: games"] = (
                 games_said(game, *evaluated[["games", "distinct", "truncated"]].sum()) if len(evaluated) else ""
             )
-            minutes = ends.groupby("gpu").seconds.mean() / 60
+            minutes = ends.groupby("gpu", sort=False).seconds.mean() / 60
             row["minutes"] = ", ".join(f"{mean:.0f}" + " (GPU)" * gpu for gpu, mean in minutes.items())
             published = ends.run.iloc[0].published
             rows.append(row | {"published": "" if published is None else f"{published:g}"})

@@ -69,7 +69,7 @@ PACKAGES = ("torch", "gymnasium", "ale-py", "numpy")
 LOGGED = ("eval/", "weights/", "transfer/", "intrinsic/", "coverage/")  # tags that are kept, beside the score
 DEFAULTS = {"games": ["Pong"], "seeds": [1], "flags": "", "game_flags": {}, "evaluate": None}
 OF_ARMS = {"name", "command", "steps", "of", "published", "after", "python"}
-TYPES = dict.fromkeys(("games", "seeds", "after", "steps", "scores_at", "arms"), list)
+TYPES = dict.fromkeys(("games", "seeds", "after", "steps", "scores_at"), list)
 TYPES |= dict.fromkeys(("title", "earlier", "name", "command", "of", "flags", "evaluate", "python"), str)
 TYPES |= dict.fromkeys(("game_flags", "published"), dict)
 WRITTEN = {list: "a list, in square brackets", str: "text, in quotes", dict: "a table, in curly brackets"}
@@ -168,10 +168,13 @@ def read_experiment(path: Path, with_others: bool = True) -> tuple[str, list[Run
     scores_at = tuple(content.get("scores_at", ()))
     unknown = set(common) - set(DEFAULTS)
     runs: list[Run] = []
-    for arm in content.get("arms", []):
+    arms = content.get("arms", [])
+    if not (isinstance(arms, list) and all(isinstance(arm, dict) for arm in arms)):
+        raise InputError(f"{path}: arms are written as [[arms]], each with lines of its own.")
+    for arm in arms:
+        require_types(path, arm)
         settings = common | arm
         unknown |= set(arm) - set(DEFAULTS) - OF_ARMS
-        require_types(path, arm)
         if "name" not in arm or len({"command", "steps", "of"} & set(arm)) != 1:
             raise InputError(f"{path}: an arm needs a name, and one of: a command, steps, or whose runs it shows (of).")
         if "steps" in arm and FOR_TRAINING & set(arm):

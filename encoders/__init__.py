@@ -123,7 +123,7 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         raise InputError(f"{path}: the model in this file is {payload['name']}, not {path.stem}.")
     if game is not None and payload.get("game") != game:
         raise InputError(f"{path}: this model is of {payload.get('game')}, not of {game}.")
-    with torch.device("meta"):  # fast: no random weights before the stored ones
+    with torch.device("meta"):  # fast: no random weights before the stored ones (all of a model's tensors are in its state)
         model = ENCODERS[payload["name"]]()
     if tuple(payload["output_shape"]) != tuple(model.output_shape):
         raise InputError(
@@ -134,7 +134,7 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         state = payload["state"].items()
         weights = {name: value.float() if value.is_floating_point() else value for name, value in state}
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:
         raise InputError(f"{path}: its weights do not fit the network of {payload['name']}.") from error
     model.description, model.sha256 = description, files.sha256(path)
     return model.requires_grad_(False).eval().to(device)

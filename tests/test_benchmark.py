@@ -83,7 +83,7 @@ def tiny(tmp_path: Path, text: str = TINY) -> Path:
 
 
 @functools.cache  # many experiments have the same commands
-def takes(script: str, flags: str) -> None:
+def takes(script: str, flags: str = "") -> None:
     module = importlib.import_module(Path(script).stem)
     if script.endswith("_continuous.py"):
         pytest.importorskip("mujoco"), pytest.importorskip("gym_pusht")
@@ -234,7 +234,8 @@ def test_games_seeds_and_placeholders(tmp_path):
         ("[[arms]]\nname = 'a'\ngames = 'Pong'\ncommand = 'ppo_e2e_atari.py'", "games must be a list"),
         ("[[arms]]\nname = 'a'\ncommand = ['ppo_e2e_atari.py']", "command must be text, in quotes"),
         ("game_flags = 3\n[[arms]]\nname = 'a'\ncommand = 'x'", "game_flags must be a table, in curly brackets"),
-        ("[arms]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "arms must be a list"),
+        ("[arms]\nname = 'a'\ncommand = 'ppo_e2e_atari.py'", "arms are written as .*arms"),
+        ("arms = ['a']", "arms are written as .*arms"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path, text, says):
