@@ -123,7 +123,7 @@ def load_encoder(path: Path, device: torch.device | str = "cpu", game: str | Non
         raise InputError(f"{path}: the model in this file is {payload['name']}, not {path.stem}.")
     if game is not None and payload.get("game") != game:
         raise InputError(f"{path}: this model is of {payload.get('game')}, not of {game}.")
-    with torch.device("meta"):  # fast: no random weights before the stored ones (all of a model's tensors are in its state)
+    with torch.device("meta"):  # fast: no random weights first (a state has all of a model's tensors)
         model = ENCODERS[payload["name"]]()
     if tuple(payload["output_shape"]) != tuple(model.output_shape):
         raise InputError(

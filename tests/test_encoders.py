@@ -344,6 +344,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         ({"output_shape": [1, 2, 3]}, r"its output shape is \(1, 2, 3\)"),
         ({"name": "object_masks"}, "the model in this file is object_masks, not autoencoder"),
         ({"state": {}}, "do not fit"),
+        ({"state": {"decoder": "white"}}, "do not fit"),
         ({"kind": "checkpoint"}, "expected a file of the kind 'encoder'"),
     ]:
         files.save({**payload, **change}, path)
