@@ -127,6 +127,8 @@ def test_scores_at_a_glance():
     runs_of = {
         "WSA, the paper's four models": "four_models_small/wsa",
         "four models": "four_models_small/wsa",
+        "four models, equal weights": "four_models_small/uniform",
+        "the four, equal weights": "four_models_small/uniform",
         "four models, published network": "four_models_small/wsa_published",
         "WSA, two light models": "claims_light_small/wsa",
         "light models": "claims_light_small/wsa",
@@ -155,36 +157,11 @@ def test_scores_at_a_glance():
         + " |"
     )
     page = table_under(ROOT / "docs" / "results.md", results)
-    assert len(readme) == 5 and len(page) == 7
+    assert len(readme) == 6 and len(page) == 8
     for name, *cells in readme:
         assert cells == [cell(runs_of[name], game, 400_000) for game in games], name
     for name, *cells in page:
         assert cells == [cell(runs_of[name], game, steps) for game in games for steps in (100_000, 400_000)], name
-
-
-def test_breakout_on_the_way():
-    """docs/results.md's table of four models in Breakout, unfinished runs too: from the raw curves; a dash where a run
-    has not come so far."""
-    folder, unfinished = "results/four_models_small", curve_of("breakout_four_models_unfinished.csv")
-    columns = [
-        [curve_of(f"{folder}/wsa__Breakout__1/curve.csv")],
-        [curve_of("results/scorers_small/new_models__Breakout__1/curve.csv")],
-        [curve_of(f"{folder}/wsa__Breakout__2/curve.csv")],
-        [unfinished],
-        [curve_of(f"{folder}/wsa_published__Breakout__1/curve.csv")],
-        [curve_of(f"{folder}/end_to_end__Breakout__{seed}/curve.csv") for seed in (1, 2)],
-    ]
-    page = (ROOT / "docs" / "results.md").read_text()
-    header = next(line for line in page.splitlines() if line.startswith("| after steps | GPU, seed 1 |"))
-    rows = table_under(ROOT / "docs" / "results.md", header)
-    assert len(rows) == 4
-    for steps, *cells in rows:
-        n = int(steps.replace(",", ""))
-        found = [
-            ", ".join(f"{so_far(curve, n)[1]:.1f}" if int(curve[-1]["step"]) > 0.99 * n else "-" for curve in curves)
-            for curves in columns
-        ]
-        assert cells == found, steps
 
 
 def test_speeds_on_a_gpu():
