@@ -90,7 +90,7 @@ def test_what_one_sees_after_some_steps():
     # the number of seeds is a word there
     numbers = [[[float(n.replace(",", "")) for n in re.findall(r"-?[\d,.]*\d", cell)] for cell in row] for row in rows]
     four = [curve_of(f"results/scorers_small/bounded__Pong__{seed}/curve.csv") for seed in (1, 2)]
-    on_gpu = [curve_of("results/four_models_small/wsa__Pong__1/curve.csv")]
+    on_gpu = [curve_of(f"results/four_models_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
     light = [curve_of(f"results/models_light_small/new_state__Pong__{seed}/curve.csv") for seed in (1, 2, 3, 4, 5)]
     longer = [curve_of(f"results/claims_light_small/wsa__Pong__{seed}/curve.csv") for seed in (1, 2)]
     pixels = [
@@ -129,6 +129,8 @@ def test_scores_at_a_glance():
         "four models": "four_models_small/wsa",
         "four models, equal weights": "four_models_small/uniform",
         "the four, equal weights": "four_models_small/uniform",
+        "four models, random weights in the models": "four_models_small/untrained",
+        "the four, random weights in the models": "four_models_small/untrained",
         "four models, published network": "four_models_small/wsa_published",
         "WSA, two light models": "claims_light_small/wsa",
         "light models": "claims_light_small/wsa",
@@ -157,7 +159,7 @@ def test_scores_at_a_glance():
         + " |"
     )
     page = table_under(ROOT / "docs" / "results.md", results)
-    assert len(readme) == 6 and len(page) == 8
+    assert len(readme) == 7 and len(page) == 9
     for name, *cells in readme:
         assert cells == [cell(runs_of[name], game, 400_000) for game in games], name
     for name, *cells in page:
