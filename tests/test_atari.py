@@ -41,6 +41,26 @@ def test_seeds_of_neighbouring_runs_share_nothing():
     np.testing.assert_array_equal(env_seeds(8, 3, 0), env_seeds(8, 3, 0))
 
 
+def test_a_kept_emulator_plays_as_a_new_one():
+    """The tests open one again (see conftest.py): nothing of what was played before may be left."""
+
+    def played(envs, actions: int) -> list[np.ndarray]:
+        seen, rng = [envs.reset(seed=np.array([3, 4]))[0]], np.random.default_rng(0)
+        for _ in range(actions):
+            seen += envs.step(rng.integers(0, 9, 2))[:3]
+        return seen
+
+    first, second = (make_envs("ALE/MsPacman-v5", 2, repeat_action_probability=0.5) for _ in range(2))
+    assert first.unwrapped is not second.unwrapped
+    new = played(second, 40)
+    played(first, 200)
+    first.close()
+    again = make_envs("ALE/MsPacman-v5", 2, repeat_action_probability=0.5)
+    assert again.unwrapped is first.unwrapped
+    for a, b in zip(played(again, 40), new, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_observations_equal_gymnasiums_wrappers():
     envs = make_envs("ALE/Breakout-v5", 1)
     obs, _ = envs.reset(seed=np.array([5]))
