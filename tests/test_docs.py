@@ -1,6 +1,7 @@
 """The pages: links that lead somewhere, lengths that one reads, examples that run."""
 
 import csv
+import itertools
 import re
 from pathlib import Path
 
@@ -164,6 +165,47 @@ def test_scores_at_a_glance():
         assert cells == [cell(runs_of[name], game, 400_000) for game in games], name
     for name, *cells in page:
         assert cells == [cell(runs_of[name], game, steps) for game in games for steps in (100_000, 400_000)], name
+
+
+def test_learnt_and_equal_weights_early_in_pong():
+    """docs/light_models.md: each seed after 100,000 steps from the raw curves, and how often chance gives such a lead,
+    over all divisions of the runs within each comparison."""
+    arms = [
+        ("models_light_small/new_state", "models_light_small/new_uniform", 5),
+        ("models_light_small/wsa", "models_light_small/uniform", 5),
+        ("four_models_small/wsa", "four_models_small/uniform", 2),
+        ("scorers_small/bounded", "scorers_small/uniform", 2),
+    ]
+
+    def scores(arm: str, count: int, steps: int) -> list[float]:
+        curves = [curve_of(f"results/{arm}__Pong__{seed}/curve.csv") for seed in range(1, count + 1)]
+        return [so_far(curve, steps)[1] for curve in curves]
+
+    def chance(pairs: list[tuple[list[float], list[float]]]) -> tuple[list[float], float]:
+        """The leads of the first of each pair, and the share of divisions whose leads, together, are as far from 0;
+        each run counts as much as any other."""
+        sums = np.zeros(1)
+        for first, second in pairs:
+            both = np.array(first + second)
+            ways = itertools.combinations(range(len(both)), len(first))
+            sums = np.add.outer(sums, [2 * both[list(way)].sum() - both.sum() for way in ways]).ravel()
+        leads = [np.mean(first) - np.mean(second) for first, second in pairs]
+        found = sum(lead * len(first) for lead, (first, _) in zip(leads, pairs, strict=True))
+        return leads, np.mean(np.abs(sums) >= abs(found) - 1e-9)
+
+    page = ROOT / "docs" / "light_models.md"
+    table = table_under(page, "| models | learnt | mean | equal | mean |")
+    pairs = [(scores(learnt, n, 100_000), scores(equal, n, 100_000)) for learnt, equal, n in arms]
+    for (_, *cells), both in zip(table, pairs, strict=True):
+        written = [text for some in both for text in (" ".join(f"{s:.1f}" for s in some), f"{np.mean(some):.1f}")]
+        assert cells == written
+    leads, share = chance(pairs)
+    later, share_later = chance([(scores(learnt, n, 150_000), scores(equal, n, 150_000)) for learnt, equal, n in arms])
+    text = page.read_text()
+    assert f"in each of four comparisons, by {min(leads):.1f} to {max(leads):.1f} points" in text
+    assert f"in {100 * chance(pairs[:1])[1]:.0f} of 100 random divisions of the ten runs" in text
+    assert f"{1000 * share:.0f} in 1,000 give such a lead" in text
+    assert f"in all four again, by {min(later):.1f} to {max(later):.1f} ({100 * share_later:.0f} in 100)" in text
 
 
 def test_speeds_on_a_gpu():
