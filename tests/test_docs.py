@@ -176,10 +176,13 @@ def test_learnt_and_equal_weights_early_in_pong():
         ("four_models_small/wsa", "four_models_small/uniform", 2),
         ("scorers_small/bounded", "scorers_small/uniform", 2),
     ]
+    curves = [
+        [[curve_of(f"results/{arm}__Pong__{seed}/curve.csv") for seed in range(1, n + 1)] for arm in (learnt, equal)]
+        for learnt, equal, n in arms
+    ]
 
-    def scores(arm: str, count: int, steps: int) -> list[float]:
-        curves = [curve_of(f"results/{arm}__Pong__{seed}/curve.csv") for seed in range(1, count + 1)]
-        return [so_far(curve, steps)[1] for curve in curves]
+    def scores(steps: int) -> list[tuple[list[float], list[float]]]:
+        return [tuple([so_far(curve, steps)[1] for curve in arm] for arm in pair) for pair in curves]
 
     def chance(pairs: list[tuple[list[float], list[float]]]) -> tuple[list[float], float]:
         """The leads of the first of each pair, and the share of divisions whose leads, together, are as far from 0;
@@ -195,12 +198,12 @@ def test_learnt_and_equal_weights_early_in_pong():
 
     page = ROOT / "docs" / "light_models.md"
     table = table_under(page, "| models | learnt | mean | equal | mean |")
-    pairs = [(scores(learnt, n, 100_000), scores(equal, n, 100_000)) for learnt, equal, n in arms]
+    pairs = scores(100_000)
     for (_, *cells), both in zip(table, pairs, strict=True):
         written = [text for some in both for text in (" ".join(f"{s:.1f}" for s in some), f"{np.mean(some):.1f}")]
         assert cells == written
     leads, share = chance(pairs)
-    later, share_later = chance([(scores(learnt, n, 150_000), scores(equal, n, 150_000)) for learnt, equal, n in arms])
+    later, share_later = chance(scores(150_000))
     text = page.read_text()
     assert f"in each of four comparisons, by {min(leads):.1f} to {max(leads):.1f} points" in text
     assert f"in {100 * chance(pairs[:1])[1]:.0f} of 100 random divisions of the ten runs" in text
